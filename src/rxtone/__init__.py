@@ -1,0 +1,1 @@
+"""LoRA-tuned T5 sentiment classifiers that can be trusted."""

@@ -1,0 +1,1 @@
+"""Tables, reviews, splits and prompts. Nothing in here reaches torch."""

@@ -1,0 +1,1 @@
+"""A classifier and reviews to an evaluation, its pictures and its report."""

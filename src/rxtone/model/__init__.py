@@ -1,0 +1,1 @@
+"""The T5 base, its LoRA adapter, batches and label scores."""
