@@ -18,6 +18,11 @@ from rxtone.evaluation.inputs import LabelledReview, label_indexes
 MAJORITY = "majority"
 TFIDF_FIELDS = "tfidf_fields"
 TFIDF_TEXT = "tfidf_text"
+_TITLES = {
+    MAJORITY: "majority label",
+    TFIDF_FIELDS: "linear, TF-IDF per field",
+    TFIDF_TEXT: "linear, TF-IDF of the text",
+}
 
 # A word needs two reviews to count; with fewer reviews than this every word counts, or none would be left.
 _SMALL_TRAINING_SET = 50
@@ -52,13 +57,6 @@ def unavailable_baselines(reason: str) -> tuple[Baseline, ...]:
         TFIDF_TEXT: _TITLES[TFIDF_TEXT],
     }
     return tuple(Baseline(name, title, None, reason) for name, title in names.items())
-
-
-_TITLES = {
-    MAJORITY: "always the most frequent label",
-    TFIDF_FIELDS: "TF-IDF per field + logistic regression",
-    TFIDF_TEXT: "TF-IDF of the whole text + logistic regression",
-}
 
 
 def fit_baselines(
