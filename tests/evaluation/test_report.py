@@ -61,7 +61,7 @@ def test_the_page_shows_the_figures():
     for part in (
         "0.750",
         "4 reviews (test)",
-        "majority",
+        "linear",
         "unavailable: runs/first",
         "25.0%",
         "1,190",
