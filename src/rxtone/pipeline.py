@@ -119,7 +119,7 @@ def _train_adapter(recipe: Recipe, run: RunFolder) -> Iterator[StoryEvent]:
         for track in trackers:
             track(event)
         yield event
-    canaries = data.validation.prompts[:CANARIES]
+    canaries = [ids.tolist() for ids in data.validation.prompts[:CANARIES]]
     scores = score_dataset(
         model, ReviewDataset(canaries), data.label_tokens, batch_size=CANARIES, pad_token_id=data.pad_token_id
     )

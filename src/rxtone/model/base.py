@@ -180,6 +180,10 @@ def load_tokenizer(name: str, revision: str | None = None) -> Tokenizer:
         ModelError: If there is none.
     """
     folder = _folder(name)
+    if folder is not None and not any((folder / file).is_file() for file in ("tokenizer.json", "spiece.model")):
+        # transformers would make up an empty tokenizer
+        msg = f"base {name}: expected tokenizer.json or spiece.model beside the weights; copy the tokenizer there"
+        raise ModelError(msg)
     try:
         if folder is not None and (folder / "tokenizer.json").is_file():
             tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))

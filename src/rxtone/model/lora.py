@@ -6,10 +6,11 @@ folder is written as the difference to the original base: plain LoRA of twice th
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
+import warnings
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,7 +20,8 @@ from safetensors.torch import load_file, save_file
 from rxtone.errors import ModelError, RecipeError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
     from transformers import T5ForConditionalGeneration
 
@@ -116,7 +118,8 @@ def add_adapter(
         use_dora=lora.variant == "dora",
         init_lora_weights="pissa" if lora.variant == "pissa" else True,
     )
-    adapted = get_peft_model(model, config)
+    with _known_peft_warning():
+        adapted = get_peft_model(model, config)
     return adapted, summarise(adapted, modules)
 
 
@@ -202,7 +205,8 @@ def load_adapter(model: T5ForConditionalGeneration, folder: Path) -> PeftModel:
     """
     check_adapter(folder)
     try:
-        adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=False)
+        with _known_peft_warning():
+            adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=False)
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())[:300]
         msg = f"{folder}: the adapter does not fit the base: {reason}"
@@ -246,6 +250,14 @@ def merge(model: PeftModel) -> T5ForConditionalGeneration:
     """Fold the adapter into the base weights; load the base in fp32 first, since merging in bf16 drifts."""
     merged: T5ForConditionalGeneration = model.merge_and_unload(safe_merge=True)  # type: ignore[operator]
     return merged
+
+
+@contextlib.contextmanager
+def _known_peft_warning() -> Iterator[None]:
+    # PEFT 0.21 asks transformers 5 by a name that is deprecated; nothing a user could act on.
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        yield
 
 
 def _check_loaded(model: PeftModel, folder: Path) -> None:
