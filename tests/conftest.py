@@ -27,7 +27,7 @@ FILLER = ("the", "pill", "was", "for", "me", "and", "then", "pain", "sleep", "no
 PROMPT = ("Classify", "the", "sentiment", "of", "this", "review", "as", "positive", "neutral", "or", "negative",
           "Benefits", "Side", "Effects", ":", ",", ".", "...", "very")  # fmt: skip
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # the models are tiny, and tests may run side by side
 
 
 def tiny_tokenizer() -> Tokenizer:
@@ -77,7 +77,7 @@ def tiny_rows(n: int, seed: int) -> list[tuple[str, str, str]]:
     return rows
 
 
-def write_tiny_table(path: Path, n: int = 90, seed: int = 1) -> Path:
+def write_tiny_table(path: Path, n: int = 240, seed: int = 1) -> Path:
     lines = ["rating,benefits,effects", *(",".join(row) for row in tiny_rows(n, seed))]
     path.write_text("\n".join(lines) + "\n", "utf-8")
     return path
@@ -97,7 +97,8 @@ def tiny_values(base: Path, table: Path) -> dict:
         "prompt": {"max_tokens": 48},
         "model": {"base": str(base), "precision": "fp32"},
         "lora": {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "target_modules": ["q", "k", "v", "o", "wi_0", "wi_1", "wo"]},
-        "train": {"learning_rate": 0.03, "num_train_epochs": 6, "early_stopping_patience": None, "seed": 7},
+        "train": {"learning_rate": 0.02, "num_train_epochs": 6, "early_stopping_patience": None, "seed": 7},
+        "evaluation": {"reload_check": False},  # a process of its own takes seconds; `tiny_run` does it once
     }  # fmt: skip
 
 
@@ -112,5 +113,5 @@ def tiny_run(tiny_base: Path, tiny_table: Path, tmp_path_factory: pytest.TempPat
     from rxtone import api
 
     out = tmp_path_factory.mktemp("runs") / "tiny"
-    api.train(check_recipe(tiny_values(tiny_base, tiny_table), "tiny"), out=out)
+    api.train(check_recipe(tiny_values(tiny_base, tiny_table) | {"evaluation": {}}, "tiny"), out=out)
     return out

@@ -155,7 +155,7 @@ def write_evaluation(
 
 
 def environment_record(
-    run: RunFolder, base: Base, summary: AdapterSummary, reload_check: dict[str, Any]
+    run: RunFolder, base: Base, summary: AdapterSummary, reload_check: dict[str, Any] | None
 ) -> dict[str, Any]:
     """What environment.json holds: versions, machine, precision, adapter, speed and memory of the run."""
     steps = [line for line in read_json_lines(run.metrics_log) if "loss" in line]

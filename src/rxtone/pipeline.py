@@ -28,6 +28,7 @@ from rxtone.training.loop import Event, TrainingData, fit
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    import numpy as np
     from peft import PeftModel
 
     from rxtone.classifier import ClassifierSpec
@@ -119,16 +120,19 @@ def _train_adapter(recipe: Recipe, run: RunFolder) -> Iterator[StoryEvent]:
         for track in trackers:
             track(event)
         yield event
-    canaries = [ids.tolist() for ids in data.validation.prompts[:CANARIES]]
-    scores = score_dataset(
-        model, ReviewDataset(canaries), data.label_tokens, batch_size=CANARIES, pad_token_id=data.pad_token_id
-    )
+    check = None
+    scores = _canary_scores(model, data) if recipe.evaluation.reload_check else None
     _save(run, model, base, spec, pissa_start)
-    check = check_reload(
-        run.adapter, recipe.model.base, prepared.validation[:CANARIES], log_probabilities(scores), base.precision
-    )
+    if scores is not None:
+        canaries = prepared.validation[:CANARIES]
+        check = check_reload(run.adapter, recipe.model.base, canaries, log_probabilities(scores), base.precision)
+        yield Reloaded(check)
     write_json(run.environment, environment_record(run, base, summary, check))
-    yield Reloaded(check)
+
+
+def _canary_scores(model: PeftModel, data: TrainingData) -> np.ndarray:
+    dataset = ReviewDataset([ids.tolist() for ids in data.validation.prompts[:CANARIES]])
+    return score_dataset(model, dataset, data.label_tokens, batch_size=CANARIES, pad_token_id=data.pad_token_id)
 
 
 def _tokenise(recipe: Recipe, base: Base, prepared: Prepared) -> tuple[TrainingData, dict[str, Any]]:

@@ -147,6 +147,9 @@ def fit(
     weights = class_weight_vector(train.class_weights, data.train_classes, data.labels)
     class_weights = torch.from_numpy(weights).to(parameters[0].device)
     total = total_steps(data.train.lengths, train)
+    if train.gradient_checkpointing:
+        # Not the re-entrant kind: with a frozen base no input requires a gradient, and it would give none.
+        model.base_model.model.activation_checkpointing_enable({"use_reentrant": False})
     model.train()
     while progress.step < total and not _patience_over(progress, train):
         groups = step_groups(data.train.lengths, train, progress.epoch)
