@@ -18,7 +18,9 @@ from rxtone.config import Recipe, check_recipe
 SHARED = Path(__file__).parents[1].parent / "shared"
 DRUGLIB = SHARED / "data" / "druglib" / "drugLibTrain_raw.tsv"
 REFERENCE_BASE = SHARED / "models" / "reference_base"
-needs_shared = pytest.mark.skipif(not DRUGLIB.is_file(), reason="needs ../shared, the reference data beside the checkout")
+needs_shared = pytest.mark.skipif(
+    not DRUGLIB.is_file(), reason="needs ../shared, the reference data beside the checkout"
+)
 
 GOOD = ("great", "relief", "helped", "wonderful")
 MIXED = ("average", "partly", "some", "middling")
@@ -70,7 +72,13 @@ def tiny_rows(n: int, seed: int) -> list[tuple[str, str, str]]:
     for index in range(n):
         rating, words = ((9, GOOD), (5, MIXED), (2, BAD))[index % 3]
         fields = [
-            " ".join([*generator.choices(FILLER, k=generator.randint(1, 6)), generator.choice(words), *generator.choices(FILLER, k=2)])
+            " ".join(
+                [
+                    *generator.choices(FILLER, k=generator.randint(1, 6)),
+                    generator.choice(words),
+                    *generator.choices(FILLER, k=2),
+                ]
+            )
             for _ in range(2)
         ]
         rows.append((str(rating), *fields))

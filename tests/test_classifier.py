@@ -89,7 +89,9 @@ def test_generation_is_there_for_comparison(classifier):
 
 def test_zero_shot_is_the_bare_base(tiny_base, tiny_table, classifier):
     bare = zero_shot(check_recipe(tiny_values(tiny_base, tiny_table), "tiny"))
-    assert not np.allclose(bare.score([bare.as_review(GOOD)]).log_probs, classifier.score([bare.as_review(GOOD)]).log_probs)
+    assert not np.allclose(
+        bare.score([bare.as_review(GOOD)]).log_probs, classifier.score([bare.as_review(GOOD)]).log_probs
+    )
 
 
 def test_classifier_json_holds_all_that_a_bare_adapter_lacks(copied):

@@ -51,7 +51,11 @@ def test_data_json_accounts_for_every_row(tiny_run):
     record = json.loads((tiny_run / "data.json").read_text())
     rows = [row for part in record["splits"].values() for row in part["row_numbers"]]
     assert sorted(rows) == list(range(1, 241))
-    assert {name: part["rows"] for name, part in record["splits"].items()} == {"train": 168, "validation": 36, "test": 36}
+    assert {name: part["rows"] for name, part in record["splits"].items()} == {
+        "train": 168,
+        "validation": 36,
+        "test": 36,
+    }
     assert record["splits"]["train"]["labels"] == {"positive": 56, "neutral": 56, "negative": 56}
     assert record["tables"]["train"]["rows"] == 240
     assert len(record["tables"]["train"]["sha256"]) == 64
@@ -122,7 +126,10 @@ def test_a_stopped_run_resumes_to_the_same_adapter(tiny_base, tiny_table, tmp_pa
     api.train(story, out=tmp_path / "cut", resume=True)
     states = [load_file(tmp_path / name / "adapter" / "adapter_model.safetensors") for name in ("whole", "cut")]
     assert all((states[0][name] == states[1][name]).all() for name in states[0])
-    logs = [[json.loads(line).get("loss") for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()] for name in ("whole", "cut")]
+    logs = [
+        [json.loads(line).get("loss") for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("whole", "cut")
+    ]
     assert logs[0] == logs[1]
 
 

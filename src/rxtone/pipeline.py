@@ -21,8 +21,8 @@ from rxtone.model.scoring import label_token_ids, log_probabilities, score_datas
 from rxtone.preparation import Prepared, label_indexes, prepare, truncation_record, with_free_text
 from rxtone.reload import check_reload
 from rxtone.run import RunFolder, atomic_folder, create_run, truncate_log, write_json, write_text
-from rxtone.training.checkpoint import newest_checkpoint, read_progress
 from rxtone.tracking import open_trackers
+from rxtone.training.checkpoint import newest_checkpoint, read_progress
 from rxtone.training.loop import Event, TrainingData, fit
 
 if TYPE_CHECKING:
@@ -101,9 +101,7 @@ def train(recipe: Recipe, out: Path, *, resume: bool = False) -> Iterator[StoryE
 def _train_adapter(recipe: Recipe, run: RunFolder) -> Iterator[StoryEvent]:
     prepared = prepare(recipe.data, recipe.train.seed)
     device = default_device()
-    base = load_base(
-        recipe.model.base, revision=recipe.model.revision, precision=recipe.model.precision, device=device
-    )
+    base = load_base(recipe.model.base, revision=recipe.model.revision, precision=recipe.model.precision, device=device)
     spec = make_spec(recipe, base.identity.to_json(), base.precision)
     data, truncation = _tokenise(recipe, base, prepared)
     model, summary = add_adapter(base.model, recipe.lora, recipe.train.seed)

@@ -20,9 +20,7 @@ class Row:
 
 def test_linear_baselines_read_the_fields_and_the_text():
     words = {"positive": "wonderful relief", "neutral": "some change", "negative": "terrible rash"}
-    train = [
-        Row((("Benefits", words[x]), ("Comments", "taken daily")), label=x) for x in LABELS for _ in range(4)
-    ]
+    train = [Row((("Benefits", words[x]), ("Comments", "taken daily")), label=x) for x in LABELS for _ in range(4)]
     held_out = [Row((("Benefits", "terrible terrible"), ("Comments", "wonderful")), row=1)]
     majority, fields, text = fit_baselines([*train, Row((), "x", "neutral")], held_out, LABELS)
     assert [b.name for b in (majority, fields, text)] == ["majority", "tfidf_fields", "tfidf_text"]
@@ -35,10 +33,7 @@ def test_linear_baselines_read_the_fields_and_the_text():
 
 def test_same_reviews_give_the_same_predictions():
     rng = np.random.default_rng(0)
-    train = [
-        Row((), " ".join(rng.choice(list("abcdefgh"), 5).tolist()) + " word", LABELS[i % 3])
-        for i in range(60)
-    ]
+    train = [Row((), " ".join(rng.choice(list("abcdefgh"), 5).tolist()) + " word", LABELS[i % 3]) for i in range(60)]
     first, again = fit_baselines(train, train, LABELS), fit_baselines(train, train, LABELS)
     for one, two in zip(first, again, strict=True):
         np.testing.assert_array_equal(one.predicted, two.predicted)

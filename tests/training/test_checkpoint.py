@@ -47,7 +47,9 @@ def test_everything_comes_back(trained, tiny_base, tmp_path):
         assert torch.equal(adapter_state(other)[name], tensor)
     moments = [[state[key] for key in ("step", "exp_avg", "exp_avg_sq")] for state in optimizer.state.values()]
     again = [[state[key] for key in ("step", "exp_avg", "exp_avg_sq")] for state in fresh.state.values()]
-    assert all(torch.equal(a, b) for one, two in zip(moments, again, strict=True) for a, b in zip(one, two, strict=True))
+    assert all(
+        torch.equal(a, b) for one, two in zip(moments, again, strict=True) for a, b in zip(one, two, strict=True)
+    )
 
 
 def test_nothing_on_disk_is_a_pickle(trained, tmp_path):

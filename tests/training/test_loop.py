@@ -28,7 +28,10 @@ def toy_data(n=24):
     """Token 20 means class 0, token 21 class 1; the rest is noise."""
     generator = np.random.default_rng(0)
     classes = np.arange(n) % 2
-    prompts = [[*generator.integers(22, 40, 3), 20 + c, *generator.integers(22, 40, int(generator.integers(0, 4))), 1] for c in classes]
+    prompts = [
+        [*generator.integers(22, 40, 3), 20 + c, *generator.integers(22, 40, int(generator.integers(0, 4))), 1]
+        for c in classes
+    ]
     prompts = [[int(token) for token in prompt] for prompt in prompts]
     dataset = ReviewDataset(prompts, [[*TOKENS.ids[c], 1] for c in classes])
     return TrainingData(dataset, classes, dataset, classes, ("a", "b"), TOKENS, pad_token_id=0)
@@ -99,10 +102,13 @@ def test_a_resumed_run_ends_where_the_uninterrupted_one_does(tiny_base, tmp_path
 
 
 def test_the_best_checkpoint_is_what_remains(tiny_base, tmp_path):
-    model, events = run(tiny_base, tmp_path, settings(learning_rate=0.5, num_train_epochs=5, lr_scheduler_type="constant"))
+    model, events = run(
+        tiny_base, tmp_path, settings(learning_rate=0.5, num_train_epochs=5, lr_scheduler_type="constant")
+    )
     best = [event for event in events if isinstance(event, EvalDone) and event.best][-1]
-    from rxtone.model.lora import set_adapter_state
     from safetensors.torch import load_file
+
+    from rxtone.model.lora import set_adapter_state
 
     kept = load_file(tmp_path / "checkpoints" / f"step-{best.step:06d}" / "adapter.safetensors")
     other = adapted(tiny_base)
@@ -172,8 +178,13 @@ def test_labels_that_nothing_gets_are_named(tiny_base, tmp_path):
 
 def test_schedules():
     # 2 warm-up steps of 10, then down: transformers' curves, one step ahead in the warm-up
-    linear, cosine = settings(warmup_ratio=0.2, learning_rate=1.0), settings(warmup_ratio=0.2, learning_rate=1.0, lr_scheduler_type="cosine")
-    assert [learning_rate(step, 10, linear) for step in range(10)] == pytest.approx([0.5, 1, 1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8])
+    linear, cosine = (
+        settings(warmup_ratio=0.2, learning_rate=1.0),
+        settings(warmup_ratio=0.2, learning_rate=1.0, lr_scheduler_type="cosine"),
+    )
+    assert [learning_rate(step, 10, linear) for step in range(10)] == pytest.approx(
+        [0.5, 1, 1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8]
+    )
     assert [learning_rate(step, 10, cosine) for step in (0, 2, 6)] == pytest.approx([0.5, 1, 0.5])
     assert learning_rate(9, 10, settings(lr_scheduler_type="constant")) == 0.05
     assert learning_rate(0, 10, settings(warmup_ratio=0.0)) == 0.05

@@ -110,9 +110,7 @@ def _split_template(key: str, template: str, slot: str, labels: str) -> tuple[st
         if name is None:
             continue
         if name not in (slot, "labels") or spec or conversion or (name == slot and before is not None):
-            raise RecipeError(
-                f"{expected}; found {{{name}}} in the wrong place or form. Correct the template."
-            )
+            raise RecipeError(f"{expected}; found {{{name}}} in the wrong place or form. Correct the template.")
         if name == "labels":
             current += labels
         else:
@@ -129,9 +127,7 @@ class _SpecialTokens:
         normalizer = tokenizer.normalizer
         self._normalize: Callable[[str], str] = normalizer.normalize_str if normalizer is not None else str
         contents = {
-            token.content
-            for token in tokenizer.get_added_tokens_decoder().values()
-            if token.special and token.content
+            token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special and token.content
         }
         # A tokenizer may look a special token up before or after normalisation.
         contents |= {self._normalize(content).strip(" \u2581") for content in contents} - {""}
@@ -228,9 +224,7 @@ class PromptBuilder:
         for start in range(0, len(layouts), _BATCH):
             batch = layouts[start : start + _BATCH]
             encodings = self._tokenizer.encode_batch([layout.text() for layout in batch])
-            prompts += [
-                self._fit(layout, encoding) for layout, encoding in zip(batch, encodings, strict=True)
-            ]
+            prompts += [self._fit(layout, encoding) for layout, encoding in zip(batch, encodings, strict=True)]
         return prompts
 
     def render(self, review: Review) -> str:
@@ -253,9 +247,7 @@ class PromptBuilder:
         before, after = self._frame
         heads = [f"{before if i == 0 else ' '}{name}: " for i, (name, _) in enumerate(filled)]
         names = tuple(name for name, _ in filled)
-        return _Layout(
-            names, tuple(heads), tuple(text for _, text in filled), after if filled else before + after
-        )
+        return _Layout(names, tuple(heads), tuple(text for _, text in filled), after if filled else before + after)
 
     def _clean(self, text: str) -> str:
         return self._special.neutralise(" ".join(text.split()))

@@ -70,9 +70,7 @@ def read_reviews(
             labels without a row.
     """
     if not text_fields or not all(name.strip() for name in text_fields):
-        raise RecipeError(
-            "data.text_fields: expected at least one field, each as name in the prompt: column."
-        )
+        raise RecipeError("data.text_fields: expected at least one field, each as name in the prompt: column.")
     _require_columns(table, [*text_fields.values(), *(c for c in (label_column, group_by) if c is not None)])
     faults = Faults(table.path)
     cells = {name: _cells(table.frame, column) for name, column in text_fields.items()}
@@ -151,9 +149,7 @@ def _labels(table: Table, column: str, rule: LabelRule | None, faults: Faults) -
             continue
         place = f"data row {row} has {quote(value)}"
         if rule is None or not value.strip():
-            faults.add(
-                f"{where}: expected a label value, found a blank", "fill in or remove these rows", place
-            )
+            faults.add(f"{where}: expected a label value, found a blank", "fill in or remove these rows", place)
         elif rule.numeric and parse_number(value.strip()) is None:
             faults.add(f"{where}: expected a number", "correct or remove these rows", place)
         else:

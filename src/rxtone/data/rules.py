@@ -49,9 +49,7 @@ class LabelRule:
 
     def to_dict(self) -> dict[str, list[str]]:
         """Return the rule as plain data; ``parse_rule`` of it gives an equal rule."""
-        return {
-            label: list(conditions) for label, conditions in zip(self.labels, self.conditions, strict=True)
-        }
+        return {label: list(conditions) for label, conditions in zip(self.labels, self.conditions, strict=True)}
 
     def find(self, value: str) -> str | None:
         """Return the label of a value, or None where no condition covers it.
@@ -64,9 +62,7 @@ class LabelRule:
         """
         text = value.strip()
         if not self.numeric:
-            return next(
-                (lab for lab, own in zip(self.labels, self.conditions, strict=True) if text in own), None
-            )
+            return next((lab for lab, own in zip(self.labels, self.conditions, strict=True) if text in own), None)
         number = parse_number(text)
         if number is None:
             return None
@@ -137,9 +133,7 @@ def parse_rule(rule: Mapping[str, object]) -> LabelRule:
         problems.append(f"expected at least two labels, found {len(labels)}")
     if any(not label for label in labels):
         problems.append("a label is empty; name it by the word that the model is asked for")
-    problems += [
-        f'the label "{x}" is given twice' for x in dict.fromkeys(labels) if x and labels.count(x) > 1
-    ]
+    problems += [f'the label "{x}" is given twice' for x in dict.fromkeys(labels) if x and labels.count(x) > 1]
     parsed = [_conditions(label, given, problems) for label, given in zip(labels, rule.values(), strict=True)]
     flat = [condition for own in parsed for condition in own]
     bounded = any(_COMPARISON.fullmatch(text) or _RANGE.fullmatch(text) for text in flat)
@@ -162,9 +156,7 @@ def _conditions(label: str, given: object, problems: list[str]) -> tuple[str, ..
     texts: list[str] = []
     for item in items:
         if isinstance(item, bool):
-            problems.append(
-                f'"{label}": YAML reads yes, no, on, off, true and false as {item}; put it in quotes'
-            )
+            problems.append(f'"{label}": YAML reads yes, no, on, off, true and false as {item}; put it in quotes')
         elif isinstance(item, float) and not math.isfinite(item):
             problems.append(f'"{label}": {item} is no value; put it in quotes if the table has this word')
         elif not isinstance(item, (str, int, float)):
@@ -202,9 +194,7 @@ def _numeric_problems(labels: tuple[str, ...], parsed: list[tuple[str, ...]], bo
             try:
                 interval = _interval(condition)
             except ValueError:
-                problems.append(
-                    f'"{label}": "{condition}" is no condition on numbers, and other labels have some'
-                )
+                problems.append(f'"{label}": "{condition}" is no condition on numbers, and other labels have some')
                 continue
             if interval.low > interval.high:
                 problems.append(f'"{label}": "{condition}" ends below its start')

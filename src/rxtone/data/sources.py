@@ -53,12 +53,8 @@ class Archive:
 DRUGLIB = Archive(
     url="https://archive.ics.uci.edu/static/public/461/drug+review+dataset+druglib+com.zip",
     splits={
-        "train": _File(
-            "drugLibTrain_raw.tsv", "b55635b01264a55f10f2b3c6071b25513461e2c071851c3b72b51e359ab29d5c"
-        ),
-        "test": _File(
-            "drugLibTest_raw.tsv", "b6524b6ab1636ac4fcf2529f0de795e04fc5a555b29a735e5dabad18ba75ee01"
-        ),
+        "train": _File("drugLibTrain_raw.tsv", "b55635b01264a55f10f2b3c6071b25513461e2c071851c3b72b51e359ab29d5c"),
+        "test": _File("drugLibTest_raw.tsv", "b6524b6ab1636ac4fcf2529f0de795e04fc5a555b29a735e5dabad18ba75ee01"),
     },
     limit=32 << 20,
 )
@@ -154,9 +150,7 @@ def load_hub(source: str) -> pl.DataFrame:
     try:
         import datasets
     except ImportError:
-        raise DataError(
-            f"{source}: hub data sets need the `datasets` library; pip install 'rxtone[hub]'."
-        ) from None
+        raise DataError(f"{source}: hub data sets need the `datasets` library; pip install 'rxtone[hub]'.") from None
     try:
         frame = datasets.load_dataset(name, split=split).to_polars()
     except Exception as error:  # the library raises a dozen unrelated types
@@ -173,9 +167,7 @@ def load_hub(source: str) -> pl.DataFrame:
 def _sample(split: str) -> Path:
     path = Path(str(resources.files("rxtone") / "bundled" / "sample" / f"{split}.tsv"))
     if not path.is_file():
-        raise DataError(
-            f"sample:{split}: the bundled sample is missing from this installation; reinstall rxtone."
-        )
+        raise DataError(f"sample:{split}: the bundled sample is missing from this installation; reinstall rxtone.")
     return path
 
 
@@ -233,6 +225,4 @@ def _write_whole(path: Path, content: bytes) -> None:
                 Path(part.name).unlink(missing_ok=True)
                 raise
     except OSError as error:
-        raise DataError(
-            f"{path}: the file cannot be written ({error.strerror}); choose another folder."
-        ) from None
+        raise DataError(f"{path}: the file cannot be written ({error.strerror}); choose another folder.") from None

@@ -30,9 +30,7 @@ class Split:
     repeats: int
 
 
-def make_split(
-    reviews: Sequence[Review], *, validation_fraction: float, test_fraction: float, seed: int
-) -> Split:
+def make_split(reviews: Sequence[Review], *, validation_fraction: float, test_fraction: float, seed: int) -> Split:
     """Cut labelled reviews into train, validation and test.
 
     Rows that share a group or a normalised text form one block, and blocks are never cut. The same reviews
@@ -51,9 +49,7 @@ def make_split(
         RecipeError: The fractions leave nothing to train on.
         DataError: A review has no label, or there are too few blocks to give each part its rows.
     """
-    if not (
-        0 < validation_fraction < 1 and 0 <= test_fraction < 1 and validation_fraction + test_fraction < 1
-    ):
+    if not (0 < validation_fraction < 1 and 0 <= test_fraction < 1 and validation_fraction + test_fraction < 1):
         raise RecipeError(
             "data.validation_fraction and data.test_fraction: expected 0 < validation, 0 <= test and a sum "
             "below 1, "

@@ -46,9 +46,7 @@ def confusion_figure(matrix: Sequence[Sequence[int]], labels: Sequence[str], *, 
     side = max(3.4, 1.0 * len(labels) + 0.9)
     figure, axes = _figure(side + 0.4, side)
     for i, j in np.ndindex(*counts.shape):
-        axes.add_patch(
-            Rectangle((j, i), 1, 1, facecolor=(BLUE, _STRONGEST_CELL * share[i, j]), edgecolor="none")
-        )
+        axes.add_patch(Rectangle((j, i), 1, 1, facecolor=(BLUE, _STRONGEST_CELL * share[i, j]), edgecolor="none"))
         text = f"{share[i, j]:.0%}" if normalised else f"{counts[i, j]:,.0f}"
         axes.text(j + 0.5, i + 0.5, text, ha="center", va="center", fontsize=12, color=INK)
     axes.set_xlim(0, len(labels))

@@ -151,9 +151,7 @@ def _pictures(context: ReportContext) -> dict[str, Markup]:
         )
         pictures["comparison"] = _picture(figure, "comparison", "Macro-F1 beside the baselines")
     for name, figure in plots.training_figures(context["history"]).items():
-        pictures[f"training_{name}"] = _picture(
-            figure, f"training-{name}", f"Training: {name.replace('_', ' ')}"
-        )
+        pictures[f"training_{name}"] = _picture(figure, f"training-{name}", f"Training: {name.replace('_', ' ')}")
     return pictures
 
 

@@ -245,9 +245,7 @@ def _step(
     for indexes in group:
         batch = data.train.batch(indexes, data.pad_token_id).to(device)
         classes = torch.from_numpy(data.train_classes[indexes]).to(device)
-        loss, weight = loss_sum(
-            model, batch, classes, data.label_tokens, loss=train.loss, class_weights=class_weights
-        )
+        loss, weight = loss_sum(model, batch, classes, data.label_tokens, loss=train.loss, class_weights=class_weights)
         (loss * scale).backward()
         loss_total += loss.item()
         weight_total += weight
@@ -283,12 +281,8 @@ def _check_gradients(model: PeftModel) -> None:
         raise RunError(msg)
 
 
-def _validate(
-    model: PeftModel, data: TrainingData, progress: Progress, epoch: float
-) -> tuple[Progress, EvalDone]:
-    scores = score_dataset(
-        model, data.validation, data.label_tokens, batch_size=64, pad_token_id=data.pad_token_id
-    )
+def _validate(model: PeftModel, data: TrainingData, progress: Progress, epoch: float) -> tuple[Progress, EvalDone]:
+    scores = score_dataset(model, data.validation, data.label_tokens, batch_size=64, pad_token_id=data.pad_token_id)
     log_probs = log_probabilities(scores)
     true = data.validation_classes
     metrics = classification_metrics(true, log_probs.argmax(1), data.labels)
