@@ -17,7 +17,7 @@ def quote(value: str) -> str:
     Returns:
         The value in quotes, with escapes for what does not print, cut after 24 characters.
     """
-    return ascii(value) if len(value) <= SHOWN_CHARACTERS else f"{value[:SHOWN_CHARACTERS]!a}..."
+    return repr(value) if len(value) <= SHOWN_CHARACTERS else f"{value[:SHOWN_CHARACTERS]!r}..."
 
 
 class Faults:
