@@ -73,7 +73,7 @@ def test_plain_values_may_leave_numbers_out() -> None:
         ({"a": [], "b": 1}, '"a" has no condition'),
         ({"a": float("nan"), "b": 1}, '"a": nan is no number to compare with'),
         ({"a": " ", "b": 1}, '"a": a condition is empty'),
-        ({"a": {"x": 1}, "b": 1}, '"a": {\'x\': 1} is none of these'),
+        ({"a": {"x": 1}, "b": 1}, "\"a\": {'x': 1} is none of these"),
     ],
 )
 def test_bad_rules_are_refused(rule: dict[str, object], message: str) -> None:
