@@ -21,6 +21,7 @@ FREE_TEXT = "text"
 # Set apart by a space, so that the last word before the cut keeps its tokens.
 CUT_MARK = " ..."
 _BATCH = 1024
+_WORTH_THREADS = 8
 
 
 @dataclass(frozen=True)
@@ -133,10 +134,8 @@ class PromptBuilder:
         prompts: list[Prompt] = []
         for start in range(0, len(layouts), _BATCH):
             batch = layouts[start : start + _BATCH]
-            encodings = self._tokenizer.encode_batch_fast([layout.text() for layout in batch])
-            prompts += [
-                self._fit(layout, encoding.ids) for layout, encoding in zip(batch, encodings, strict=True)
-            ]
+            whole = self._encode_many([layout.text() for layout in batch])
+            prompts += [self._fit(layout, ids) for layout, ids in zip(batch, whole, strict=True)]
         return prompts
 
     def render(self, review: Review) -> str:
@@ -166,6 +165,12 @@ class PromptBuilder:
     def _clean(self, text: str) -> str:
         return self._special.neutralise(" ".join(text.split()))
 
+    def _encode_many(self, texts: Sequence[str]) -> list[list[int]]:
+        # Waking the tokenizer's threads costs more than a few prompts take.
+        if len(texts) < _WORTH_THREADS:
+            return [self._tokenizer.encode(text).ids for text in texts]
+        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts))]
+
     def _fit(self, layout: Layout, ids: list[int]) -> Prompt:
         if len(ids) <= self._max_tokens:
             return Prompt(tuple(ids), len(ids))
@@ -185,7 +190,7 @@ class PromptBuilder:
         return Prompt((*encoding.ids[:keep], self._end), len(encoding.ids), cut)
 
     def _cut_fields(self, layout: Layout, n_full: int) -> Prompt:
-        fields = self._tokenizer.encode_batch(list(layout.texts), add_special_tokens=False)
+        fields = [self._tokenizer.encode(text, add_special_tokens=False) for text in layout.texts]
         lengths = [len(own.ids) for own in fields]
         bare = layout.with_texts([CUT_MARK.strip()] * len(fields))
         fitted, kept = tuple(self._tokenizer.encode(bare.text()).ids), [0] * len(fields)
