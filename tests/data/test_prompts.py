@@ -166,10 +166,9 @@ def test_druglib_prompts_of_real_tokenizers(
 ) -> None:
     tokenizer = request.getfixturevalue(fixture)
     builder = builder_of(tokenizer)
-    whole = [
-        encoding.ids for encoding in tokenizer.encode_batch([builder.render(r) for r in druglib_reviews])
-    ]
-    prompts = builder.build_many(druglib_reviews)
+    sample = druglib_reviews[::6]
+    whole = [tokenizer.encode(builder.render(review)).ids for review in sample]
+    prompts = builder.build_many(sample)
     assert [prompt.n_tokens_full for prompt in prompts] == [len(ids) for ids in whole]
     assert all(list(p.ids) == ids for p, ids in zip(prompts, whole, strict=True) if len(ids) <= 256)
     cut = [prompt for prompt in prompts if prompt.truncated]
