@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import polars as pl
 
 from rxtone.data.faults import Faults, quote
-from rxtone.data.rules import LabelRule, parse_number, parse_rule
+from rxtone.data.rules import LabelRule, parse_rule
 from rxtone.data.tables import Table
 from rxtone.errors import DataError, RecipeError
 
@@ -149,8 +149,10 @@ def _labels(table: Table, column: str, rule: LabelRule | None, faults: Faults) -
             continue
         place = f"data row {row} has {quote(value)}"
         if rule is None or not value.strip():
-            faults.add(f"{where}: expected a label value, found a blank", "fill in or remove these rows", place)
-        elif rule.numeric and parse_number(value.strip()) is None:
+            faults.add(
+                f"{where}: expected a label value, found a blank", "fill in or remove these rows", place
+            )
+        elif rule.wants_number(value):
             faults.add(f"{where}: expected a number", "correct or remove these rows", place)
         else:
             faults.add(
