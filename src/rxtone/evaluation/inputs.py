@@ -92,3 +92,20 @@ def label_indexes(reviews: Sequence[LabelledReview], labels: Sequence[str]) -> N
             f"{', '.join(labels)} ({len(strange)} such rows). Use the label rule it was trained with."
         )
     return np.array([position[str(review.label)] for review in reviews], dtype=np.int64)
+
+
+def group_indexes(reviews: Sequence[LabelledReview]) -> NDArray[np.int64] | None:
+    """Number the groups of reviews.
+
+    Args:
+        reviews: The n reviews.
+
+    Returns:
+        One number per group, shape (n,); a review without a group is one of its own. None where no review has
+        a group.
+    """
+    if all(review.group is None for review in reviews):
+        return None
+    number: dict[object, int] = {}
+    keys = [i if review.group is None else review.group for i, review in enumerate(reviews)]
+    return np.array([number.setdefault(key, len(number)) for key in keys], dtype=np.int64)
