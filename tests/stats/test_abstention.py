@@ -86,9 +86,7 @@ def test_conformal_sets_hold_the_true_label_as_often_as_they_say(per_label):
         y = (rng.random(900)[:, None] > p.cumsum(axis=1)).sum(axis=1).clip(max=2)
         sets = fit_conformal(p[:300], y[:300], level=0.9, per_label=per_label)
         inside = sets.sets(p[300:])[np.arange(600), y[300:]]
-        per_repeat.append(
-            [inside[y[300:] == label].mean() for label in range(3)] if per_label else [inside.mean()]
-        )
+        per_repeat.append([inside[y[300:] == label].mean() for label in range(3)] if per_label else [inside.mean()])
     coverage = np.mean(per_repeat, axis=0)
     # the promise is an average over calibration rows: .9 less three standard errors of .002 (.006 by label)
     assert (coverage > (0.882 if per_label else 0.894)).all()

@@ -50,9 +50,7 @@ def test_group_intervals_cover_where_row_intervals_do_not():
         luck = np.repeat(rng.random(80) < 0.5, 10)
         true = rng.choice(3, 800, p=PRIOR)
         pred = np.where(luck, true, (true + 1) % 3)
-        by_row += covers(metric_intervals(bootstrap(true, [pred], 3, n_resamples=400, seed=i))[:1], [truth])[
-            0
-        ]
+        by_row += covers(metric_intervals(bootstrap(true, [pred], 3, n_resamples=400, seed=i))[:1], [truth])[0]
         sample = bootstrap(true, [pred], 3, groups=np.arange(800) // 10, n_resamples=400, seed=i)
         by_group += covers(metric_intervals(sample)[:1], [truth])[0]
     # sqrt(10) too narrow: z = 1.96 / 3.16 covers 46%

@@ -79,6 +79,9 @@ def test_a_fitted_policy_calibrates_and_offers_both_operating_points():
     assert fit.policy.operating_point == "argmax"
     assert fit.nll_after < fit.nll_before
     assert fit.certified is None
+    record = json.loads(json.dumps(fit.to_dict()))
+    assert list(record["operating_points"]) == ["macro_f1", "cost"]
+    assert record["target_precision"] is None
     sets = fit.policy.conformal.sets(fit.policy.decide(overconfident).probabilities)
     assert 0.89 <= sets[np.arange(600), y].mean() <= 0.93
 
@@ -94,9 +97,8 @@ def test_a_target_precision_withholds_answers():
 
 def test_a_target_out_of_reach_withholds_everything():
     rng = np.random.default_rng(0)
-    fit = fit_policy(
-        log_softmax(rng.normal(size=(300, 3)), axis=1), rng.integers(0, 3, 300), target_precision=0.99
-    )
+    fit = fit_policy(log_softmax(rng.normal(size=(300, 3)), axis=1), rng.integers(0, 3, 300), target_precision=0.99)
     assert fit.threshold is None
     assert fit.certified is False
+    assert fit.to_dict()["target_precision"]["reached"] is False
     assert fit.policy.decide(np.log([[0.98, 0.01, 0.01]])).abstained.tolist() == [True]

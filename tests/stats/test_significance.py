@@ -97,9 +97,7 @@ def test_seed_gain():
     assert not near.exceeds_noise
     # the same figures by fold: differences .02, 0, .01
     paired = seed_gain([0.60, 0.50, 0.55], [0.58, 0.50, 0.54], paired=True)
-    assert paired.interval == pytest.approx(
-        (0.01 - 4.30265 * 0.01 / 3**0.5, 0.01 + 4.30265 * 0.01 / 3**0.5), abs=1e-6
-    )
+    assert paired.interval == pytest.approx((0.01 - 4.30265 * 0.01 / 3**0.5, 0.01 + 4.30265 * 0.01 / 3**0.5), abs=1e-6)
     assert seed_gain([0.6], [0.5, 0.4]).p_value is None
     assert seed_gain([0.6, 0.6], [0.5, 0.5]).exceeds_noise
     assert not seed_gain([0.6, 0.6], [0.6, 0.6]).exceeds_noise

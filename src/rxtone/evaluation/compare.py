@@ -30,9 +30,7 @@ class RunPredictions:
     predicted: NDArray[np.int64]
 
 
-def with_intervals(
-    sample: Bootstrap, run: int, labels: Sequence[str], *, ordinal: bool = True
-) -> dict[str, object]:
+def with_intervals(sample: Bootstrap, run: int, labels: Sequence[str], *, ordinal: bool = True) -> dict[str, object]:
     """Compute the metrics of one run and their intervals.
 
     Args:
@@ -49,9 +47,7 @@ def with_intervals(
     per_class = metrics["per_class"]
     if not isinstance(per_class, dict):
         raise TypeError("per_class is a dict")
-    for (name, label), interval in zip(
-        metric_names(len(labels)), metric_intervals(sample, run=run), strict=True
-    ):
+    for (name, label), interval in zip(metric_names(len(labels)), metric_intervals(sample, run=run), strict=True):
         if label is not None:
             per_class[labels[label]][f"{name}_ci"] = interval
         elif metrics[name] is not None:
@@ -211,7 +207,7 @@ def verdict(run: str, other: str, value: float, interval: Sequence[float] | None
     span = f"{value:+.3f} macro-F1, 95% interval {low:+.3f} to {high:+.3f}, adjusted p {_p(p_value)}"
     if p_value <= 1 - LEVEL:
         return f"{run} is {'better' if value > 0 else 'worse'} than {other} ({span})."
-    return f"No difference between {run} and {other} is shown ({span}): it may be as large as the interval."
+    return f"No difference between {run} and {other} is shown ({span}): the interval says what is still possible."
 
 
 def _p(p_value: float) -> str:

@@ -2,30 +2,22 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from rxtone.data.reviews import Review
 from rxtone.errors import DataError, ModelError
 from rxtone.evaluation.baselines import Baseline
 from rxtone.evaluation.compare import RunPredictions, compare
-from rxtone.evaluation.inputs import (
-    LabelledReview,
-    Review_contra,
-    Scores,
-    ScoringClassifier,
-    group_indexes,
-    label_indexes,
-)
+from rxtone.evaluation.inputs import Scores, ScoringClassifier, group_indexes, label_indexes
 from rxtone.evaluation.quality import answer_metrics
 from rxtone.evaluation.slices import length_slices, slice_metrics
 from rxtone.stats.bootstrap import N_RESAMPLES
 from rxtone.stats.metrics import INVALID
 from rxtone.stats.policy import Decisions, Policy, plain_policy
-
-SplitName = Literal["test", "validation, used for selection"]
 
 _OWN = "this classifier"
 
@@ -41,10 +33,10 @@ class Evaluation:
 
 
 def evaluate(
-    classifier: ScoringClassifier[Review_contra],
-    reviews: Sequence[Review_contra],
+    classifier: ScoringClassifier,
+    reviews: Sequence[Review],
     *,
-    split_name: SplitName,
+    split_name: str,
     policy: Policy | None = None,
     baselines: Sequence[Baseline] = (),
     slices: Mapping[str, Sequence[str | None]] | None = None,
@@ -57,7 +49,8 @@ def evaluate(
     Args:
         classifier: Scores reviews against its labels.
         reviews: The n reviews, each with a label. Where they name groups, intervals are by group.
-        split_name: What the reviews are: rows that selected a checkpoint are never called a test.
+        split_name: What the reviews are: `test`, or what keeps them from being one (they selected the
+            checkpoint, they repeat training reviews).
         policy: How scores become answers; None takes the most probable label, uncalibrated.
         baselines: Predictions for the same reviews to report beside.
         slices: More to slice by -> the slice of each review, shape (n,), beside group, length and truncation.
@@ -106,10 +99,10 @@ def evaluate(
 
 def evaluate_outputs(
     labels: Sequence[str],
-    reviews: Sequence[LabelledReview],
+    reviews: Sequence[Review],
     outputs: Sequence[str | None],
     *,
-    split_name: SplitName,
+    split_name: str,
     baselines: Sequence[Baseline] = (),
     ordinal: bool = True,
     n_resamples: int = N_RESAMPLES,
@@ -122,7 +115,7 @@ def evaluate_outputs(
         reviews: The n reviews, each with a label.
         outputs: One output per review; anything that is not one of the labels is invalid, an error for every
             metric.
-        split_name: What the reviews are.
+        split_name: What the reviews are, as in `evaluate`.
         baselines: Predictions for the same reviews to report beside.
         ordinal: Whether the labels are ordered.
         n_resamples: The number of bootstrap resamples.
@@ -157,7 +150,7 @@ def evaluate_outputs(
 
 
 def predictions_frame(
-    reviews: Sequence[LabelledReview], labels: Sequence[str], answers: Decisions, scores: Scores
+    reviews: Sequence[Review], labels: Sequence[str], answers: Decisions, scores: Scores
 ) -> pl.DataFrame:
     """Lay out predictions as the table that is saved.
 
@@ -240,7 +233,7 @@ def _truncation(scores: Scores) -> dict[str, object]:
     }
 
 
-def _usual_slices(reviews: Sequence[LabelledReview], scores: Scores) -> dict[str, Sequence[str | None]]:
+def _usual_slices(reviews: Sequence[Review], scores: Scores) -> dict[str, Sequence[str | None]]:
     slices: dict[str, Sequence[str | None]] = {
         "length": length_slices(np.asarray(scores.n_tokens)),
         "truncated": ["truncated" if cut else "whole" for cut in np.asarray(scores.truncated)],

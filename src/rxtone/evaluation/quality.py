@@ -94,9 +94,7 @@ def _calibration(
     out: dict[str, Any] = {"method": policy.calibration.method}
     for name, calibration in (("before", plain), ("after", policy.calibration)):
         p = calibration.probabilities(log_probs)
-        figures: dict[str, Any] = calibration_metrics(
-            p, y_true, groups=groups, n_resamples=n_resamples, seed=seed
-        )
+        figures: dict[str, Any] = calibration_metrics(p, y_true, groups=groups, n_resamples=n_resamples, seed=seed)
         bins = reliability_bins(p.max(axis=1), p.argmax(axis=1) == y_true)
         figures["reliability"] = [
             {"n": b.n, "confidence": b.confidence, "accuracy": b.accuracy, "accuracy_ci": list(b.interval)}
@@ -129,6 +127,4 @@ def _operating_points(
         n_resamples=n_resamples,
         seed=seed,
     )
-    return {
-        name: {"offsets": list(rule.offsets), "metrics": found["runs"][name]} for name, rule in rules.items()
-    }
+    return {name: {"offsets": list(rule.offsets), "metrics": found["runs"][name]} for name, rule in rules.items()}

@@ -102,9 +102,7 @@ def precision_threshold(
             break
         bound = float(beta.ppf((1 - level) / _CANDIDATES, hits, n - hits + 1)) if hits else 0.0
         if (bound if certify else hits / n) >= target:
-            return PrecisionThreshold(
-                target, float(threshold), n / len(c), hits / n, bound, certified=bound >= target
-            )
+            return PrecisionThreshold(target, float(threshold), n / len(c), hits / n, bound, certified=bound >= target)
     return None
 
 

@@ -267,9 +267,7 @@ def metric_intervals(sample: Bootstrap, *, run: int = 0, level: float = LEVEL) -
         if not at_end:
             out.append([float(low), float(high)])
         else:
-            out.append(
-                None if total is None else wilson_interval(figure * total * scale, total * scale, level)
-            )
+            out.append(None if total is None else wilson_interval(figure * total * scale, total * scale, level))
     return out
 
 

@@ -199,9 +199,7 @@ def fit_calibration(log_probs: ArrayLike, y_true: ArrayLike, *, seed: int = 0) -
     return fits[best](z, y)
 
 
-def _row_losses(
-    calibration: Calibration, z: NDArray[np.float64], y: NDArray[np.int64]
-) -> NDArray[np.float64]:
+def _row_losses(calibration: Calibration, z: NDArray[np.float64], y: NDArray[np.int64]) -> NDArray[np.float64]:
     return -calibration.log_probabilities(z)[np.arange(len(y)), y]
 
 

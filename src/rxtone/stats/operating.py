@@ -91,9 +91,7 @@ def ordinal_cost(n_labels: int) -> NDArray[np.float64]:
     return np.asarray(np.abs(position[:, None] - position[None, :]))
 
 
-def tune_offsets(
-    log_probs: ArrayLike, y_true: ArrayLike, *, cost: ArrayLike | None = None, seed: int = 0
-) -> TunedRule:
+def tune_offsets(log_probs: ArrayLike, y_true: ArrayLike, *, cost: ArrayLike | None = None, seed: int = 0) -> TunedRule:
     """Tune offsets for macro-F1 or for the mean cost.
 
     How much of the fitted offsets to keep, from nothing to all, is chosen by repeated cross-validation on the

@@ -145,8 +145,7 @@ def policy_from_dict(data: Mapping[str, object]) -> Policy:
     policy = Policy(
         calibration=fitted,
         rules=tuple(
-            DecisionRule(_numbers(_part(rule, "offsets"), n_labels), str(_part(rule, "objective")))
-            for rule in rules
+            DecisionRule(_numbers(_part(rule, "offsets"), n_labels), str(_part(rule, "objective"))) for rule in rules
         ),
         operating_point=str(data.get("operating_point", ARGMAX)),
         min_confidence=None if least is None else _numbers([least], 1)[0],
@@ -160,9 +159,7 @@ def _conformal_from_dict(data: object, n_labels: int) -> ConformalSets | None:
     if data is None:
         return None
     level = _numbers([_part(data, "level")], 1)[0]
-    return ConformalSets(
-        level, _numbers(_part(data, "least_probability"), n_labels), bool(_part(data, "per_label"))
-    )
+    return ConformalSets(level, _numbers(_part(data, "least_probability"), n_labels), bool(_part(data, "per_label")))
 
 
 def _part(data: object, key: str) -> object:
@@ -173,8 +170,7 @@ def _part(data: object, key: str) -> object:
 
 def _numbers(values: object, count: int) -> tuple[float, ...]:
     numeric = isinstance(values, list) and all(
-        isinstance(value, int | float) and not isinstance(value, bool) and np.isfinite(value)
-        for value in values
+        isinstance(value, int | float) and not isinstance(value, bool) and np.isfinite(value) for value in values
     )
     if not (isinstance(values, list) and numeric and len(values) == count):
         raise ValueError(f"a part of the policy needs {count} finite numbers")
@@ -200,6 +196,29 @@ class PolicyFit:
     certified: bool | None
     nll_before: float
     nll_after: float
+
+    def to_dict(self) -> dict[str, object]:
+        """Return what goes to JSON: how each choice was made, without the policy itself."""
+        found = self.threshold
+        rules = zip(self.policy.rules, self.tuned, strict=True)
+        return {
+            "nll_before": self.nll_before,
+            "nll_after": self.nll_after,
+            "operating_points": {
+                str(rule.objective): {"shrink": tuned.shrink, "plain": tuned.plain, "tuned": tuned.tuned}
+                for rule, tuned in rules
+            },
+            "target_precision": None
+            if self.certified is None
+            else {
+                "certified": self.certified,
+                "reached": found is not None,
+                "target": None if found is None else found.target,
+                "coverage": None if found is None else found.coverage,
+                "precision": None if found is None else found.precision,
+                "lower_bound": None if found is None else found.lower_bound,
+            },
+        }
 
 
 def fit_policy(
@@ -239,9 +258,7 @@ def fit_policy(
         calibration,
         tuple(DecisionRule(found.rule.offsets, name) for name, found in tuned),
         operating_point,
-        conformal=None
-        if conformal_level is None
-        else fit_conformal(np.exp(calibrated), y, level=conformal_level),
+        conformal=None if conformal_level is None else fit_conformal(np.exp(calibrated), y, level=conformal_level),
     )
     threshold = None
     if target_precision is not None:

@@ -201,9 +201,7 @@ def _gap_interval(gaps: NDArray[np.float64], rng: np.random.Generator, level: fl
     return [low, high]
 
 
-def _calibrated_errors(
-    confidence: NDArray[np.float64], rng: np.random.Generator, n_draws: int
-) -> NDArray[np.float64]:
+def _calibrated_errors(confidence: NDArray[np.float64], rng: np.random.Generator, n_draws: int) -> NDArray[np.float64]:
     """Return the calibration error of labels drawn from the probabilities themselves."""
     ordered = np.sort(confidence)
     index = _equal_mass(ordered)

@@ -36,9 +36,7 @@ class Difference:
     p_value: float
 
 
-def paired_differences(
-    sample: Bootstrap, run: int, other: int, *, level: float = LEVEL
-) -> tuple[Difference, ...]:
+def paired_differences(sample: Bootstrap, run: int, other: int, *, level: float = LEVEL) -> tuple[Difference, ...]:
     """Compare two runs by a paired bootstrap: the same resamples for both.
 
     Args:
