@@ -5,21 +5,13 @@ import numpy as np
 import polars as pl
 import pytest
 
+from rxtone.data.reviews import Review
 from rxtone.errors import DataError, ModelError
 from rxtone.evaluation.baselines import Baseline, unavailable_baselines
 from rxtone.evaluation.evaluate import evaluate, evaluate_outputs
 
 LABELS = ("positive", "neutral", "negative")
 TEST = "test"
-
-
-@dataclass(frozen=True)
-class Row:
-    fields: tuple[tuple[str, str], ...] = ()
-    text: str | None = "the canary sings at noon"
-    label: str | None = None
-    group: str | None = None
-    row: int = 0
 
 
 @dataclass(frozen=True)
@@ -41,7 +33,8 @@ class Answer:
     n_tokens: np.ndarray
 
 
-REVIEWS = [Row(label="positive", row=3), Row(label="neutral", row=5), Row(label="negative", row=8)]
+CANARY = "the canary sings at noon"
+REVIEWS = [Review(text=CANARY, label=label, row=row) for label, row in zip(LABELS, (3, 5, 8), strict=True)]
 CLASSIFIER = Table(((0.7, 0.2, 0.1), (0.1, 0.3, 0.6), (0.05, 0.05, 0.9)))
 
 
