@@ -1,8 +1,8 @@
 """The fast forward of a T5 classifier, with the numbers of the reference.
 
-Given a loaded transformers T5 (plain, or with PEFT LoRA adapters), the engine computes log-probabilities of target
-tokens and scores of labels from the modules' own weights, with gradients for the adapters. What it leaves out,
-exactly, and where the derivation stands:
+Given a loaded transformers T5 (plain, or with PEFT LoRA adapters), the engine computes log-probabilities of
+target tokens and scores of labels from the modules' own weights, with gradients for the adapters. What it
+leaves out, exactly, and where the derivation stands:
 
 * padding, and a bias-plus-mask tensor per layer: ``layout``;
 * keys and values of cross-attention, and self-attention at one position: ``decoder``;

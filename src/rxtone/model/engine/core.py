@@ -49,8 +49,9 @@ def unpad(input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, tuple[int,
 class Engine:
     """A T5 classifier's forward on flat tokens, with the weights of a loaded model in place.
 
-    Made by ``plan``. The model stays what it was: its parameters are read at every call, an optimiser may change
-    them in between. After a structural change (another adapter made active, merged, disabled) plan again.
+    Made by ``plan``. The model stays what it was: its parameters are read at every call, an optimiser may
+    change them in between. After a structural change (another adapter made active, merged, disabled) plan
+    again.
 
     Attributes:
         weights: The model's weights in place.
@@ -68,8 +69,8 @@ class Engine:
 
         Args:
             model: ``T5ForConditionalGeneration``, or ``PeftModel`` with LoRA around one.
-            generator: A CPU generator that seeds the dropout masks: one draw per training forward, so its state
-                is all that an exact resume needs. None for torch's default generator.
+            generator: A CPU generator that seeds the dropout masks: one draw per training forward, so its
+                state is all that an exact resume needs. None for torch's default generator.
 
         Returns:
             The engine, or why the model needs the reference path.
@@ -108,16 +109,17 @@ class Engine:
     ) -> Tensor:
         """Scores of the labels, whose softmax is the distribution over labels.
 
-        A score is the sum of the label's token log-probabilities, up to one constant per review that all labels
-        share: where every label is a single token without end-of-sequence, the constant is the normaliser over the
-        vocabulary, and only the labels' own logits are computed, at a single decoder position.
+        A score is the sum of the label's token log-probabilities, up to one constant per review that all
+        labels share: where every label is a single token without end-of-sequence, the constant is the
+        normaliser over the vocabulary, and only the labels' own logits are computed, at a single decoder
+        position.
 
         Args:
             ids: Flat prompt tokens (tokens,).
             lengths: Tokens of every prompt.
             label_tokens: Token ids of every label, without end-of-sequence.
-            with_eos: Whether the end-of-sequence token belongs to the labels; needed where label lengths differ or
-                one label begins another.
+            with_eos: Whether the end-of-sequence token belongs to the labels; needed where label lengths
+                differ or one label begins another.
 
         Returns:
             (reviews, labels) in fp32 (fp64 for an fp64 model).
@@ -159,8 +161,8 @@ class Engine:
         """Decoder states (reviews, alternatives, positions, d_model) in the caller's order."""
         if torch.is_grad_enabled() and not self.weights.frozen:
             raise ModelError(
-                "the fast engine gives gradients to LoRA adapters only, but weights of the base require gradients;"
-                " freeze them, call under torch.no_grad(), or use train.engine: reference"
+                "the fast engine gives gradients to LoRA adapters only, but weights of the base require"
+                " gradients; freeze them, call under torch.no_grad(), or use train.engine: reference"
             )
         layout = plan_layout(lengths, self.weights.heads, ids.device)
         run = self._pass(layout, ids.device)

@@ -1,20 +1,20 @@
 """The decoder over a few positions, with cross-attention that never builds keys and values.
 
 The decoder sees one to a few positions per label while the encoder has hundreds of rows, so projecting every
-encoder row to a key and a value in every layer (14% of the whole forward in Flan-T5-base) costs far more than what
-is done with them. Per head, with encoder rows H, query q and weights Wk, Wv of that head:
+encoder row to a key and a value in every layer (14% of the whole forward in Flan-T5-base) costs far more than
+what is done with them. Per head, with encoder rows H, query q and weights Wk, Wv of that head:
 
     scores = q (H Wk^T)^T = (q Wk) H^T                       fold Wk into the query
     context = P (H Wv^T) = (P H) Wv^T                         apply Wv after the weighted sum
 
-Both are reorderings of one product, exact with attention dropout too (P is then the dropped P). A LoRA pair on k or
-v with its own input dropout M adds s (M H) A^T B^T to keys or values; the same reordering keeps only the r columns
-z = (M H) A^T per encoder row:
+Both are reorderings of one product, exact with attention dropout too (P is then the dropped P). A LoRA pair
+on k or v with its own input dropout M adds s (M H) A^T B^T to keys or values; the same reordering keeps only
+the r columns z = (M H) A^T per encoder row:
 
     scores += s (q B) z^T                                     context += s (P z) B^T
 
-Per encoder row and layer this costs 4 * heads * positions * d_model operations instead of 4 * d_model * inner.
-A backward through it stores P and z instead of keys and values.
+Per encoder row and layer this costs 4 * heads * positions * d_model operations instead of 4 * d_model *
+inner. A backward through it stores P and z instead of keys and values.
 
 At a single position self-attention has one key: its softmax is 1, and context = v without q and k.
 """
@@ -46,7 +46,7 @@ class _Drop(torch.autograd.Function):
         return out * scale_of(ctx.mask)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # noqa: ANN401
         scaled = (grad * scale_of(ctx.mask)).contiguous()
         return ctx.masks.apply(scaled, ctx.mask, in_place=True), None, None
@@ -63,7 +63,7 @@ class _NormDrop(torch.autograd.Function):
         return out.mul_(scale_of(mask))
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # noqa: ANN401
         x, weight, mask = taken(ctx)
         run: Pass = ctx.run
@@ -83,7 +83,7 @@ class _AdaptedLinear(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # noqa: ANN401
         grad = grad.contiguous()
         need = bool(ctx.needs_input_grad[0])
@@ -92,7 +92,7 @@ class _AdaptedLinear(torch.autograd.Function):
 
 
 class _AdapterDown(torch.autograd.Function):
-    """z = (M H) A^T for a LoRA pair on cross-attention keys or values; the factor of M is left to the caller."""
+    """z = (M H) A^T for a LoRA pair on cross-attention keys or values, without M's factor."""
 
     @staticmethod
     def forward(ctx: Any, h: Tensor, down: Tensor, mask: Mask | None, masks: MaskSource | None) -> Tensor:  # noqa: ANN401
@@ -102,7 +102,7 @@ class _AdapterDown(torch.autograd.Function):
         return masked @ down.to(h.dtype).t()
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # noqa: ANN401
         h, down, mask = taken(ctx)
         masks: MaskSource | None = ctx.masks
@@ -118,8 +118,8 @@ class _AdapterDown(torch.autograd.Function):
 class _CrossCore(torch.autograd.Function):
     """softmax(u H^T + y k^T), dropped, times H and times v.
 
-    u (reviews, queries, d_model) are folded queries; y (reviews, queries, r) and k (rows, r) the key adapter's
-    share; v (rows, r) the value adapter's.
+    u (reviews, queries, d_model) are folded queries; y (reviews, queries, r) and k (rows, r) the key
+    adapter's share; v (rows, r) the value adapter's.
     """
 
     @staticmethod
@@ -156,7 +156,7 @@ class _CrossCore(torch.autograd.Function):
         return sums.mul_(scale), None if extra is None else extra.mul_(scale)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, dsums: Tensor, dextra: Tensor | None) -> tuple[Any, ...]:  # noqa: ANN401
         u, h, y, k, v, kept, scale = taken(ctx)
         run: Pass = ctx.run
@@ -238,10 +238,10 @@ def decode(weights: Weights, rows: Tensor, tokens: Tensor, run: Pass) -> Tensor:
         weights: Of the model.
         rows: Encoder output on flat rows (tokens, d_model).
         tokens: Decoder input (reviews in the layout's order, alternatives per review, positions).
+        run: What the pass shares.
 
     Returns:
         Final hidden states (reviews, alternatives, positions, d_model), scaled for the head.
-        run: What the pass shares.
     """
     reviews, alternatives, positions = tokens.shape
     hidden = dropped(weights.embedding.detach()[tokens.reshape(-1)], run)
@@ -271,7 +271,7 @@ def _self_attention(
 ) -> Tensor:
     x = norm(hidden, layer.norm.detach(), run.epsilon)
     v = adapted(x, layer.v, run)
-    # Adapters on q and k have a gradient of zero at one position, which is not the same as none to an optimiser.
+    # At one position adapters on q and k have a gradient of zero, which an optimiser tells from none.
     idle = not torch.is_grad_enabled() or not (layer.q.parameters or layer.k.parameters)
     if bias is None and idle and (run.masks is None or run.rate == 0.0):
         return adapted(v, layer.o, run)

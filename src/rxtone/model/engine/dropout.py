@@ -1,20 +1,22 @@
 """Dropout masks that are parallel, repeatable and need not be stored.
 
-torch draws the random numbers of a CPU dropout one by one (4 to 7 ns an element, whatever the number of threads);
-a training step of Flan-T5-base draws some hundred million. Here the random bits of an element are the exclusive
-or of three words taken from three tables of true generator output at three random offsets, which vectorises:
+torch draws the random numbers of a CPU dropout one by one (4 to 7 ns an element, whatever the number of
+threads); a training step of Flan-T5-base draws some hundred million. Here the random bits of an element are
+the exclusive or of three words taken from three tables of true generator output at three random offsets,
+which vectorises:
 
 * each bit is uniform, since one uniform word makes an exclusive or uniform;
-* two elements share all three words only where two tiles drew the same pair of offset differences (2**26 pairs
-  against a few hundred tiles a step), so masks of different places are pairwise independent but for that chance;
+* two elements share all three words only where two tiles drew the same pair of offset differences (2**26
+  pairs against a few hundred tiles a step), so masks of different places are pairwise independent but for
+  that chance;
 * the tables are redrawn from the generator for every forward, and the offsets are a handful of integers: the
   backward pass makes the same bits again instead of keeping a mask of the size of every activation.
 
-An element is dropped where its bits, read as a floating-point number of the tensor's own width, lie at or below a
-threshold: one fused torch kernel (``threshold_backward``) reads value and bits and writes the masked value. The
-threshold is the number below which exactly round(p * 2**bits) of the 2**bits patterns lie, so p is exact to 2**-16
-in bf16 and finer in fp32 and fp64. Masked values are not rescaled here: callers fold 1 / (1 - p) into a factor
-that they apply anyway.
+An element is dropped where its bits, read as a floating-point number of the tensor's own width, lie at or
+below a threshold: one fused torch kernel (``threshold_backward``) reads value and bits and writes the masked
+value. The threshold is the number below which exactly round(p * 2**bits) of the 2**bits patterns lie, so p is
+exact to 2**-16 in bf16 and finer in fp32 and fp64. Masked values are not rescaled here: callers fold 1/(1-p)
+into a factor that they apply anyway.
 """
 
 from __future__ import annotations
@@ -71,10 +73,8 @@ def threshold(rate: float, dtype: torch.dtype) -> float:
     bits, infinity, integer_code, float_code = _FORMATS[dtype]
     count = max(1, round(rate * 2**bits))
     negatives = infinity + 1  # magnitudes 0 .. infinity
-    if count <= negatives:
-        pattern = (infinity - count + 1) | (1 << (bits - 1))
-    else:
-        pattern = max(0, count - negatives - 1)
+    below_zero = count <= negatives
+    pattern = (infinity - count + 1) | (1 << (bits - 1)) if below_zero else max(0, count - negatives - 1)
     if dtype is torch.bfloat16:
         return float(struct.unpack("f", struct.pack("I", pattern << 16))[0])
     return float(struct.unpack(float_code, struct.pack(integer_code, pattern))[0])

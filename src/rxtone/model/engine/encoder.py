@@ -1,9 +1,10 @@
 """The two sublayers of the encoder on flat tokens, forward and backward.
 
-Both map the residual stream h to h + dropout(f(norm(h))). They are autograd functions whose backward is written
-out, see ``ops``. What they keep per token and layer: h; q, k, v and the attention probabilities; the two (or one)
-inner activations of the feed-forward layer. Normalised inputs, activations, products and every mask are made again.
-Where no gradient is wanted (the lowest adapted sublayer's input, and everything below it) none is computed.
+Both map the residual stream h to h + dropout(f(norm(h))). They are autograd functions whose backward is
+written out, see ``ops``. What they keep per token and layer: h; q, k, v and the attention probabilities; the
+two (or one) inner activations of the feed-forward layer. Normalised inputs, activations, products and every
+mask are made again. Where no gradient is wanted (the lowest adapted sublayer's input, and everything below
+it) none is computed.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class Pass:
 
 @dataclass
 class _AttentionTape:
-    """What the backward of an attention sublayer needs; tensors beyond autograd's sight, freed with the graph."""
+    """What the backward of an attention sublayer needs, freed as the backward reaches it."""
 
     h: Tensor
     q: Tensor
@@ -175,7 +176,7 @@ class AttentionSublayer(torch.autograd.Function):
         return result
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # noqa: ANN401
         """Gradients of h and of the adapters."""
         tape: _AttentionTape = taken(ctx)
@@ -244,7 +245,7 @@ class FeedForwardSublayer(torch.autograd.Function):
         return result
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # noqa: ANN401
         """Gradients of h and of the adapters."""
         tape: _FeedForwardTape = taken(ctx)

@@ -1,13 +1,14 @@
 """Flat tokens: a batch without padding, and the blocks in which attention runs.
 
 A padded batch of b reviews spends b * max(length) rows on sum(length) tokens. Norms, linear maps and the
-feed-forward layer treat every token alike, so they run on one flat (tokens, d_model) matrix, in which the reviews
-lie one after another, shortest first. Only attention looks across tokens; it runs on blocks of neighbouring
-reviews. A block of reviews of one length is a plain view of the flat rows. A block of similar lengths, made only
-where the reviews are so short that the calls would cost more than the arithmetic, is padded and masked.
+feed-forward layer treat every token alike, so they run on one flat (tokens, d_model) matrix, in which the
+reviews lie one after another, shortest first. Only attention looks across tokens; it runs on blocks of
+neighbouring reviews. A block of reviews of one length is a plain view of the flat rows. A block of similar
+lengths, made only where the reviews are so short that the calls would cost more than the arithmetic, is
+padded and masked.
 
-All layers of T5's encoder share the relative position bias of the first, so bias and mask are built once per block
-and batch; the reference adds mask to bias in every layer.
+All layers of T5's encoder share the relative position bias of the first, so bias and mask are built once per
+block and batch; the reference adds mask to bias in every layer.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ class Block:
         start: First flat row.
         stop: One past the last flat row.
         length: Longest review.
-        gather: Flat row of every padded cell (reviews * length,), 0-th row for padding; None where all lengths agree.
+        gather: Flat row of every padded cell (reviews * length,), 0-th row for padding; None where all
+            lengths agree.
         scatter: Padded cell of every flat row (stop - start,); None where all lengths agree.
         padding: True for padding (reviews, length); None where all lengths agree.
     """
@@ -170,8 +172,8 @@ def relative_bias(
 ) -> Tensor:
     """T5's relative position bias (Raffel et al. 2020, section 2.1; the bucket rule of Mesh TensorFlow).
 
-    The bias depends on key minus query alone, so it is computed for the 2 * length - 1 offsets and laid out as a
-    Toeplitz matrix.
+    The bias depends on key minus query alone, so it is computed for the 2 * length - 1 offsets and laid out
+    as a Toeplitz matrix.
 
     Args:
         table: (buckets, heads).

@@ -1,13 +1,14 @@
-"""Forward and hand-written backward of the parts that every sublayer shares: norm, adapted linear map, activation.
+"""What all sublayers share, forward and hand-written backward: norm, adapted linear map, activation.
 
-Why by hand: autograd would keep every intermediate (the masked input of each adapter, both sides of each product,
-fp32 copies inside the norms) and write each gradient to a tensor of its own. Here a sublayer keeps what the
-derivation needs, makes the cheap rest again, and accumulates in place.
+Why by hand: autograd would keep every intermediate (the masked input of each adapter, both sides of each
+product, fp32 copies inside the norms) and write each gradient to a tensor of its own. Here a sublayer keeps
+what the derivation needs, makes the cheap rest again, and accumulates in place.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the customary name
@@ -25,6 +26,10 @@ class AdapterTape:
 
     mask: Mask | None
     inner: Tensor
+
+
+def _tensor(value: Any) -> Tensor:  # noqa: ANN401 - torch.ops is untyped
+    return cast(Tensor, value)
 
 
 def drop(
@@ -58,7 +63,7 @@ def norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
 
 
 def _norm_double(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-    """transformers takes the mean of squares in fp32 whatever the dtype.
+    """T5 in transformers takes the mean of squares in fp32 whatever the dtype.
 
     fp64 serves comparisons only, so it follows to the letter; a better mean would hide errors of this size.
     """
@@ -68,9 +73,9 @@ def _norm_double(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
 def norm_backward(grad: Tensor, x: Tensor, weight: Tensor, epsilon: float, onto: Tensor | None) -> Tensor:
     """Gradient of ``norm`` with respect to x, added to another gradient.
 
-    With r = 1 / sqrt(mean(x**2) + epsilon), n = x * r and g = grad * weight, the gradient is
-    r * (g - n * mean(g * n)). torch has a fused backward of layer norm, r * (g - mean(g) - n * mean(g * n)) for
-    n = (x - mean) * r with mean and r as inputs: at mean = 0 it lacks r * mean(g), which is added.
+    With r = 1 / sqrt(mean(x**2) + epsilon), n = x * r and g = grad * weight, the gradient is r * (g - n *
+    mean(g * n)). torch has a fused backward of layer norm, r * (g - mean(g) - n * mean(g * n)) for n = (x -
+    mean) * r with mean and r as inputs: at mean = 0 it lacks r * mean(g), which is added.
 
     Args:
         grad: Gradient at the norm's output (rows, width).
@@ -103,8 +108,8 @@ def norm_backward(grad: Tensor, x: Tensor, weight: Tensor, epsilon: float, onto:
 def linear(x: Tensor, layer: Linear, masks: MaskSource | None) -> tuple[Tensor, AdapterTape | None]:
     """Frozen map plus LoRA pair: x W^T + s * dropout(x) A^T B^T.
 
-    The pair's dropout factor 1 / (1 - p) joins s in the last product, and both products of the pair run in the
-    dtype of x: casting x to the adapter's fp32, as PEFT does, would move every activation twice.
+    The pair's dropout factor 1 / (1 - p) joins s in the last product, and both products of the pair run in
+    the dtype of x: casting x to the adapter's fp32, as PEFT does, would move every activation twice.
 
     Args:
         x: (rows, in), contiguous.
@@ -182,10 +187,10 @@ def activate_backward(grad: Tensor, x: Tensor, name: str) -> Tensor:
     """Gradient of ``activate`` with respect to its input."""
     match name:
         case "gelu_new":
-            return _aten.gelu_backward(grad, x, approximate="tanh")
+            return _tensor(_aten.gelu_backward(grad, x, approximate="tanh"))
         case "gelu":
-            return _aten.gelu_backward(grad, x)
+            return _tensor(_aten.gelu_backward(grad, x))
         case "silu":
-            return _aten.silu_backward(grad, x)
+            return _tensor(_aten.silu_backward(grad, x))
         case _:
-            return _aten.threshold_backward(grad, x, 0)
+            return _tensor(_aten.threshold_backward(grad, x, 0))

@@ -1,8 +1,8 @@
 """What the engine reads of a loaded model: the weights in place, as a small tree of frozen records.
 
-Nothing is copied and nothing in the model is changed: every tensor here is the very parameter of the module, so
-an optimiser step on the adapters is seen by the next forward. A model that the engine does not reproduce exactly
-is refused with the reason.
+Nothing is copied and nothing in the model is changed: every tensor here is the very parameter of the module,
+so an optimiser step on the adapters is seen by the next forward. A model that the engine does not reproduce
+exactly is refused with the reason.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from typing import Any, cast
 
 import torch
 from peft import PeftModel
-from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import Tensor, nn
 from transformers import T5ForConditionalGeneration
@@ -326,7 +325,7 @@ def _linear(module: nn.Module, where: str) -> Linear:
     return Linear(inner.weight, _adapter(module, inner.weight, where))
 
 
-def _adapter(module: LoraLayer, weight: Tensor, where: str) -> Adapter | None:
+def _adapter(module: LoraLinear, weight: Tensor, where: str) -> Adapter | None:
     names = [name for name in module.active_adapters if name in module.lora_A]
     if not names:
         return None
@@ -343,7 +342,7 @@ def _adapter(module: LoraLayer, weight: Tensor, where: str) -> Adapter | None:
     dropout = module.lora_dropout[name]
     if type(dropout) not in (nn.Dropout, nn.Identity):
         raise _UnsupportedError(f"{where} has lora_dropout of type {type(dropout).__name__}")
-    rate = float(cast(nn.Dropout, dropout).p) if type(dropout) is nn.Dropout else 0.0
+    rate = float(dropout.p) if type(dropout) is nn.Dropout else 0.0
     if rate > _MAX_RATE:
         raise _UnsupportedError(f"{where} has lora_dropout {rate}, above {_MAX_RATE}")
     if down.weight.device != weight.device:
