@@ -8,6 +8,7 @@ leaves out, exactly, and where the derivation stands:
 * keys and values of cross-attention, and self-attention at one position: ``decoder``;
 * stored masks, serial random numbers: ``dropout``;
 * stored normalised inputs, activations and fp32 copies; gradients nobody asked for: ``ops``, ``encoder``;
+* half of the arithmetic of linear maps, by 8-bit integers, which is the one step that is not exact: ``int8``;
 * logits of tokens that are no label, positions after the label: ``core``.
 """
 

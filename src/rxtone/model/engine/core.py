@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,10 +12,27 @@ from rxtone.errors import ModelError
 from rxtone.model.engine.decoder import decode, dropped, final_norm
 from rxtone.model.engine.dropout import MaskSource
 from rxtone.model.engine.encoder import Pass, attention, feed_forward
+from rxtone.model.engine.int8 import quantise, why_not
 from rxtone.model.engine.layout import Layout, block_bias, plan_layout, relative_bias
 from rxtone.model.engine.plan import Unsupported, Weights, read_weights
 
 IGNORED = -100  # target positions that are no target, as in torch's cross-entropy
+
+
+_TOKENS = 2048  # of a scoring batch: enough rows for the matrix kernels, few enough for the last-level cache
+
+
+def _token_batches(order: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Cut reviews, in the given order, into batches of at most ``_TOKENS`` tokens or one review."""
+    batch: list[int] = []
+    tokens = 0
+    for review in order:
+        if batch and tokens + lengths[review] > _TOKENS:
+            yield batch
+            batch, tokens = [], 0
+        batch.append(review)
+        tokens += lengths[review]
+    yield batch
 
 
 def flatten(input_ids: Sequence[Sequence[int]]) -> tuple[Tensor, tuple[int, ...]]:
@@ -78,6 +95,16 @@ class Engine:
         weights = read_weights(model)
         return weights if isinstance(weights, Unsupported) else Engine(weights, model, generator)
 
+    def int8(self) -> Engine | Unsupported:
+        """Quantise the linear maps, for scoring on a CPU.
+
+        Returns:
+            An engine of its own with 8-bit copies of the linear maps, without gradients; or why it cannot be
+            had.
+        """
+        reason = why_not(self.weights)
+        return Unsupported(reason) if reason else Engine(quantise(self.weights), self.model, self.generator)
+
     def target_log_probs(self, ids: Tensor, lengths: Sequence[int], targets: Tensor) -> Tensor:
         """Log-probability of every target token under teacher forcing, over the full vocabulary.
 
@@ -109,6 +136,9 @@ class Engine:
     ) -> Tensor:
         """Scores of the labels, whose softmax is the distribution over labels.
 
+        Without gradients, any number of reviews may come at once: they are sorted by length and scored in
+        batches of a few thousand tokens, so that memory does not grow with their number.
+
         A score is the sum of the label's token log-probabilities, up to one constant per review that all
         labels share: where every label is a single token without end-of-sequence, the constant is the
         normaliser over the vocabulary, and only the labels' own logits are computed, at a single decoder
@@ -126,6 +156,18 @@ class Engine:
         """
         eos = (self.weights.eos_token,) if with_eos else ()
         sequences = [(*tokens, *eos) for tokens in label_tokens]
+        if torch.is_grad_enabled() or len(ids) <= _TOKENS:
+            return self._scores(ids, lengths, sequences)
+        pieces = ids.split(list(lengths))
+        parts, order = [], sorted(range(len(lengths)), key=lambda i: lengths[i])
+        for batch in _token_batches(order, lengths):
+            own = torch.cat([pieces[i] for i in batch])
+            parts.append(self._scores(own, [lengths[i] for i in batch], sequences))
+        scores = torch.cat(parts)
+        return torch.empty_like(scores).index_copy_(0, torch.tensor(order, device=ids.device), scores)
+
+    def _scores(self, ids: Tensor, lengths: Sequence[int], sequences: list[tuple[int, ...]]) -> Tensor:
+        """Scores of reviews that fit one batch."""
         device = ids.device
         if all(len(sequence) == 1 for sequence in sequences):
             start = torch.full((len(lengths), 1, 1), self.weights.start_token, device=device)

@@ -25,6 +25,7 @@ from rxtone.model.engine.ops import (
     drop,
     linear,
     linear_backward,
+    linears,
     norm,
     norm_backward,
     scale_of,
@@ -151,9 +152,7 @@ def _attend_backward(grad: Tensor, tape: _AttentionTape, run: Pass) -> tuple[Ten
 
 def _attention(h: Tensor, layer: Attention, run: Pass, *, keep: bool) -> tuple[Tensor, _AttentionTape | None]:
     x = norm(h, layer.norm, run.epsilon)
-    q, q_tape = linear(x, layer.q, run.masks)
-    k, k_tape = linear(x, layer.k, run.masks)
-    v, v_tape = linear(x, layer.v, run.masks)
+    (q, k, v), tapes = linears(x, (layer.q, layer.k, layer.v), run.masks)
     probabilities: list[tuple[Tensor, Mask | None]] = []
     context = _attend(q, k, v, run, probabilities if keep else None)
     out, o_tape = linear(context, layer.o, run.masks)
@@ -162,7 +161,7 @@ def _attention(h: Tensor, layer: Attention, run: Pass, *, keep: bool) -> tuple[T
     if not keep:
         return result, None
     wanted = context if layer.o.adapter is not None else None
-    return result, _AttentionTape(h, q, k, v, wanted, probabilities, (q_tape, k_tape, v_tape, o_tape), mask)
+    return result, _AttentionTape(h, q, k, v, wanted, probabilities, (*tapes, o_tape), mask)
 
 
 class AttentionSublayer(torch.autograd.Function):
@@ -222,8 +221,9 @@ def _feed_forward(
     h: Tensor, layer: FeedForward, run: Pass, *, keep: bool
 ) -> tuple[Tensor, _FeedForwardTape | None]:
     x = norm(h, layer.norm, run.epsilon)
-    gate, gate_tape = (None, None) if layer.gate is None else linear(x, layer.gate, run.masks)
-    up, up_tape = linear(x, layer.up, run.masks)
+    layers = (layer.up,) if layer.gate is None else (layer.gate, layer.up)
+    inputs, tapes = linears(x, layers, run.masks)
+    gate, up = (None, inputs[0]) if layer.gate is None else inputs
     hidden, inner = drop(run.masks, _hidden(gate, up, layer.activation), run.rate, in_place=True)
     out, down_tape = linear(hidden, layer.down, run.masks)
     out, mask = drop(run.masks, out, run.rate, in_place=True)
@@ -231,7 +231,7 @@ def _feed_forward(
     result = torch.add(h, out, alpha=scale_of(inner) * scale_of(mask))
     if not keep:
         return result, None
-    return result, _FeedForwardTape(h, gate, up, inner, mask, (gate_tape, up_tape, down_tape))
+    return result, _FeedForwardTape(h, gate, up, inner, mask, (*tapes, down_tape))
 
 
 class FeedForwardSublayer(torch.autograd.Function):
@@ -252,7 +252,7 @@ class FeedForwardSublayer(torch.autograd.Function):
         layer: FeedForward = ctx.layer
         run: Pass = ctx.run
         need = bool(ctx.needs_input_grad[0])
-        gate_tape, up_tape, down_tape = tape.adapters
+        *gate_tapes, up_tape, down_tape = tape.adapters
         upper = torch.mul(grad, scale_of(tape.inner) * scale_of(tape.out))
         if run.masks is not None:
             run.masks.apply(upper, tape.out, in_place=True)
@@ -274,7 +274,7 @@ class FeedForwardSublayer(torch.autograd.Function):
         else:
             dup = activate(tape.gate, layer.activation).mul_(middle)
             dgate = activate_backward(middle.mul_(tape.up), tape.gate, layer.activation)
-            dx, gate_grads = linear_backward(dgate, x, layer.gate, gate_tape, run.masks, need_input=need)
+            dx, gate_grads = linear_backward(dgate, x, layer.gate, gate_tapes[0], run.masks, need_input=need)
         dx, up_grads = linear_backward(dup, x, layer.up, up_tape, run.masks, dx, need_input=need)
         dh = None if dx is None else norm_backward(dx, tape.h, layer.norm, run.epsilon, grad)
         return dh, None, None, *gate_grads, *up_grads, *down_grads

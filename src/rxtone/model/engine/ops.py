@@ -7,6 +7,7 @@ what the derivation needs, makes the cheap rest again, and accumulates in place.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -15,6 +16,7 @@ import torch.nn.functional as F  # noqa: N812 - the customary name
 from torch import Tensor
 
 from rxtone.model.engine.dropout import Mask, MaskSource
+from rxtone.model.engine.int8 import matmul, quantise_rows
 from rxtone.model.engine.plan import Linear
 
 _aten = torch.ops.aten
@@ -119,6 +121,8 @@ def linear(x: Tensor, layer: Linear, masks: MaskSource | None) -> tuple[Tensor, 
     Returns:
         y (rows, out) and what ``linear_backward`` needs of the adapter.
     """
+    if layer.int8 is not None:
+        return matmul(quantise_rows(x), layer.int8), None
     y = x @ layer.weight.t()
     adapter = layer.adapter
     if adapter is None:
@@ -127,6 +131,26 @@ def linear(x: Tensor, layer: Linear, masks: MaskSource | None) -> tuple[Tensor, 
     inner = masked @ adapter.down.to(x.dtype).t()
     y.addmm_(inner, adapter.up.to(x.dtype).t(), alpha=adapter.scaling * scale_of(mask))
     return y, AdapterTape(mask, inner)
+
+
+def linears(
+    x: Tensor, layers: Sequence[Linear], masks: MaskSource | None
+) -> tuple[list[Tensor], tuple[AdapterTape | None, ...]]:
+    """Several maps of one input, which in int8 is quantised once.
+
+    Args:
+        x: (rows, in), contiguous.
+        layers: The maps.
+        masks: Source of masks, None outside training.
+
+    Returns:
+        Their outputs, and what their backwards need of the adapters.
+    """
+    if layers[0].int8 is not None:
+        rows = quantise_rows(x)
+        return [matmul(rows, layer.int8) for layer in layers if layer.int8 is not None], (None,) * len(layers)
+    pairs = [linear(x, layer, masks) for layer in layers]
+    return [y for y, _ in pairs], tuple(tape for _, tape in pairs)
 
 
 def linear_backward(

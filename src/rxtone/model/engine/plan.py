@@ -8,7 +8,7 @@ exactly is refused with the reason.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from peft import PeftModel
@@ -16,6 +16,9 @@ from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import Tensor, nn
 from transformers import T5ForConditionalGeneration
 from transformers.models.t5.modeling_t5 import T5DenseActDense, T5DenseGatedActDense
+
+if TYPE_CHECKING:
+    from rxtone.model.engine.int8 import Int8Weight
 
 ACTIVATIONS = ("gelu_new", "gelu", "relu", "silu")
 _DTYPES = (torch.float32, torch.bfloat16, torch.float64)
@@ -61,10 +64,12 @@ class Linear:
     Attributes:
         weight: (out, in).
         adapter: The active LoRA pair, or None.
+        int8: The weight in 8-bit integers, where the engine was asked for them.
     """
 
     weight: Tensor
     adapter: Adapter | None
+    int8: Int8Weight | None = None
 
     @property
     def parameters(self) -> tuple[Tensor, ...]:
