@@ -158,7 +158,7 @@ class Engine:
         sequences = [(*tokens, *eos) for tokens in label_tokens]
         if torch.is_grad_enabled() or len(ids) <= _TOKENS:
             return self._scores(ids, lengths, sequences)
-        pieces = ids.split(list(lengths))
+        pieces = torch.split(ids, list(lengths))
         parts, order = [], sorted(range(len(lengths)), key=lambda i: lengths[i])
         for batch in _token_batches(order, lengths):
             own = torch.cat([pieces[i] for i in batch])

@@ -125,7 +125,7 @@ def quantise_rows(x: Tensor) -> Int8Rows:
         Codes and scales, x ~ (codes - 128) * scales.
     """
     rows, width = x.shape
-    codes = torch.empty(rows, width, dtype=torch.uint8)
+    codes = torch.empty(rows, width, dtype=torch.int8)
     scales = torch.empty(rows, 1, dtype=x.dtype)
     step = max(1, _TILE // width)
     wide = torch.empty(step, width)
@@ -136,10 +136,11 @@ def quantise_rows(x: Tensor) -> Int8Rows:
         largest = part.view(integer).bitwise_and(mask).amax(1, keepdim=True).view(x.dtype)
         scale = largest.float().div_(_LEVELS).clamp_(min=1e-12).to(torch.bfloat16)
         scaled = wide[: len(part)].copy_(part).mul_(scale.float().reciprocal_())
-        # Truncating x + 128.5 rounds x to the nearest; rounding the scale to bf16 stays within 1 .. 255.
-        codes[start : start + step] = scaled.add_(_ZERO + 0.5)
+        # Codes stay within -127 .. 127, also where bf16 rounded the scale down by its 2**-9.
+        codes[start : start + step] = scaled.round_()
         scales[start : start + step] = scale
-    return Int8Rows(codes, scales)
+    # Flipping the top bit adds 128; torch converts to int8 with vectors, to uint8 without.
+    return Int8Rows(codes.view(torch.uint8).bitwise_xor_(_ZERO), scales)
 
 
 def matmul(rows: Int8Rows, weight: Int8Weight) -> Tensor:
