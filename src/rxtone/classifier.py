@@ -157,7 +157,7 @@ class Classifier:
         dataset = ReviewDataset([prompt.ids for prompt in prompts])
         scores = score_dataset(
             self.model, dataset, self.label_tokens, batch_size=batch_size,
-            pad_token_id=_token_id(self.model, "pad_token_id"),
+            pad_token_id=token_id(self.model, "pad_token_id"),
         )  # fmt: skip
         return Scores(
             log_probabilities(scores) if len(scores) else scores,
@@ -181,7 +181,7 @@ class Classifier:
         device = next(self.model.parameters()).device
         for start in range(0, len(dataset), batch_size):
             indexes = range(start, min(start + batch_size, len(dataset)))
-            batch = dataset.batch(indexes, _token_id(self.model, "pad_token_id")).to(device)
+            batch = dataset.batch(indexes, token_id(self.model, "pad_token_id")).to(device)
             with torch.inference_mode():
                 ids = self.model.generate(  # type: ignore[operator]  # GenerationMixin behind nn.Module
                     input_ids=batch.input_ids, attention_mask=batch.attention_mask,
@@ -259,7 +259,7 @@ def zero_shot(recipe: Recipe, *, device: str | torch.device | None = None) -> Cl
 def make_classifier(model: torch.nn.Module, tokenizer: Tokenizer, spec: ClassifierSpec) -> Classifier:
     """A classifier of a model at hand; the model is put into evaluation mode."""
     model.eval()
-    tokens = label_token_ids(tokenizer, spec.labels, _token_id(model, "eos_token_id"))
+    tokens = label_token_ids(tokenizer, spec.labels, token_id(model, "eos_token_id"))
     return Classifier(model, tokenizer, spec, prompt_builder(tokenizer, spec.prompt, spec.labels), tokens)
 
 
@@ -370,5 +370,6 @@ def _precision_here(trained: str, device: torch.device) -> str:
     return "auto" if trained == "fp16" and device.type == "cpu" else trained
 
 
-def _token_id(model: torch.nn.Module, name: str) -> int:
-    return int(getattr(model.config, name))  # type: ignore[arg-type]
+def token_id(model: torch.nn.Module, name: str) -> int:
+    """A special token's id from a model's config, such as `eos_token_id`."""
+    return int(getattr(model.config, name))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rxtone.artefacts import environment_record, judge, write_evaluation
-from rxtone.classifier import load, make_spec, prompt_builder, write_spec
+from rxtone.classifier import load, make_spec, prompt_builder, token_id, write_spec
 from rxtone.config import Recipe, dump_recipe, load_recipe
 from rxtone.errors import RunError
 from rxtone.model.base import Base, default_device, load_base
@@ -135,7 +135,7 @@ def _canary_scores(model: PeftModel, data: TrainingData) -> np.ndarray:
 
 def _tokenise(recipe: Recipe, base: Base, prepared: Prepared) -> tuple[TrainingData, dict[str, Any]]:
     builder = prompt_builder(base.tokenizer, recipe.prompt, prepared.labels)
-    eos, pad = int(base.model.config.eos_token_id), int(base.model.config.pad_token_id)
+    eos, pad = token_id(base.model, "eos_token_id"), token_id(base.model, "pad_token_id")
     tokens = label_token_ids(base.tokenizer, prepared.labels, eos)
     shown = with_free_text(prepared.train, recipe.prompt.text_share, recipe.train.seed)
     parts, truncation = [], {}

@@ -70,13 +70,13 @@ def _json_lines(run: RunFolder) -> Callable[[Event], None]:
 def _tensorboard(run: RunFolder) -> Callable[[Event], None]:
     from torch.utils.tensorboard import SummaryWriter  # an extra
 
-    writer = SummaryWriter(str(run.tensorboard))  # type: ignore[no-untyped-call]
+    writer = SummaryWriter(str(run.tensorboard))
 
     def log(event: Event) -> None:
         for name, value in _numbers(event):
-            writer.add_scalar(name, value, event.step)  # type: ignore[no-untyped-call]
+            writer.add_scalar(name, value, event.step)
         if isinstance(event, EvalDone):
-            writer.flush()  # type: ignore[no-untyped-call]
+            writer.flush()
 
     return log
 

@@ -149,7 +149,7 @@ def fit(
     total = total_steps(data.train.lengths, train)
     if train.gradient_checkpointing:
         # Not the re-entrant kind: with a frozen base no input requires a gradient, and it would give none.
-        model.base_model.model.activation_checkpointing_enable({"use_reentrant": False})
+        model.get_base_model().activation_checkpointing_enable({"use_reentrant": False})
     model.train()
     while progress.step < total and not _patience_over(progress, train):
         groups = step_groups(data.train.lengths, train, progress.epoch)
@@ -286,7 +286,7 @@ def _validate(model: PeftModel, data: TrainingData, progress: Progress, epoch: f
     log_probs = log_probabilities(scores)
     true = data.validation_classes
     metrics = classification_metrics(true, log_probs.argmax(1), data.labels)
-    macro_f1 = float(metrics["macro_f1"])
+    macro_f1 = float(str(metrics["macro_f1"]))
     best = macro_f1 > progress.best_macro_f1
     if best:
         progress = replace(progress, best_step=progress.step, best_macro_f1=macro_f1, stale=0)
