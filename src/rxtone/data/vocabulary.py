@@ -116,8 +116,9 @@ def _log_odds(first: npt.NDArray[np.float64], second: npt.NDArray[np.float64]) -
     prior = first + second
     total = prior.sum()
     with_first, with_second = first + prior, second + prior
-    delta = np.log(with_second / (second.sum() + total - with_second)) - np.log(
-        with_first / (first.sum() + total - with_first)
-    )
-    z: npt.NDArray[np.float64] = delta / np.sqrt(1 / with_first + 1 / with_second)
-    return z
+    # A vocabulary of one word has no odds.
+    with np.errstate(divide="ignore", invalid="ignore"):
+        odds_second = with_second / (second.sum() + total - with_second)
+        odds_first = with_first / (first.sum() + total - with_first)
+        z = (np.log(odds_second) - np.log(odds_first)) / np.sqrt(1 / with_first + 1 / with_second)
+    return np.nan_to_num(z, nan=0.0, posinf=0.0, neginf=0.0)
