@@ -14,20 +14,14 @@ import numpy.typing as npt
 
 from rxtone.data.audit_result import Audit, CrossAudit, PartAudit
 from rxtone.data.findings import findings_of
+from rxtone.data.leaks import column_leak, label_mentions, rating_mentions
 from rxtone.data.near_duplicates import Pair, conflicting_texts, exact_repeats, near_duplicates
-from rxtone.data.profile import (
-    column_leak,
-    field_profiles,
-    group_profile,
-    label_mentions,
-    length_profile,
-    rating_mentions,
-)
+from rxtone.data.profile import field_profiles, group_profile, length_profile
 from rxtone.data.prompts import Prompt
 from rxtone.data.reviews import Review
 from rxtone.data.rule_variants import rule_variant, shifted_rules
 from rxtone.data.rules import LabelRule
-from rxtone.data.suspects import suspect_labels
+from rxtone.data.suspects import Suspect, suspect_labels
 from rxtone.data.tables import Table
 from rxtone.data.vocabulary import vocabulary_drift
 from rxtone.errors import DataError
@@ -115,12 +109,6 @@ def _audit_part(
     leaks = [column_leak(values[column], part.reviews, column) for column in others]
     counts = Counter(review.label for review in part.reviews)
     given = [review.label for review in part.reviews]
-    suspects = None
-    if part.probabilities is not None:
-        codes = np.array([rule.labels.index(str(label)) for label in given], np.int64)
-        suspects = suspect_labels(
-            codes, part.probabilities, rule.labels, [review.row for review in part.reviews]
-        )
     return PartAudit(
         rows=len(part.reviews),
         sha256=part.table.sha256,
@@ -134,12 +122,19 @@ def _audit_part(
         label_mentions=label_mentions(part.reviews, rule.labels),
         column_leaks=sorted(leaks, key=lambda leak: -leak.accuracy),
         groups=[group_profile(values[column], part.reviews, column) for column in group_columns],
-        suspects=suspects,
+        suspects=_suspects(part, rule),
         rule_variants=[
             rule_variant(variant, other, values[label_column], given, part.probabilities, rule.labels)
             for variant, other in {"the rule of the recipe": rule, **shifted_rules(rule)}.items()
         ],
     )
+
+
+def _suspects(part: AuditPart, rule: LabelRule) -> list[Suspect] | None:
+    if part.probabilities is None:
+        return None
+    codes = np.array([rule.labels.index(str(review.label)) for review in part.reviews], np.int64)
+    return suspect_labels(codes, part.probabilities, rule.labels, [review.row for review in part.reviews])
 
 
 def _audit_across(

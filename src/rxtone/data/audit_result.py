@@ -3,8 +3,9 @@
 from dataclasses import asdict, dataclass
 from typing import Literal
 
+from rxtone.data.leaks import ColumnLeak
 from rxtone.data.near_duplicates import Pair
-from rxtone.data.profile import ColumnLeak, FieldProfile, GroupProfile, LengthProfile
+from rxtone.data.profile import FieldProfile, GroupProfile, LengthProfile
 from rxtone.data.rule_variants import RuleVariant
 from rxtone.data.suspects import Suspect
 from rxtone.data.vocabulary import VocabularyDrift

@@ -121,4 +121,5 @@ def _log_odds(first: npt.NDArray[np.float64], second: npt.NDArray[np.float64]) -
         odds_second = with_second / (second.sum() + total - with_second)
         odds_first = with_first / (first.sum() + total - with_first)
         z = (np.log(odds_second) - np.log(odds_first)) / np.sqrt(1 / with_first + 1 / with_second)
-    return np.nan_to_num(z, nan=0.0, posinf=0.0, neginf=0.0)
+    finite: npt.NDArray[np.float64] = np.where(np.isfinite(z), z, 0.0)
+    return finite
