@@ -1,4 +1,4 @@
-"""What tells the label besides the sentiment of the text: other columns, ratings and label words in the text."""
+"""What tells the label besides the sentiment: other columns, and ratings and label words in the text."""
 
 import re
 from collections import Counter
