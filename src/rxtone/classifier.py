@@ -7,7 +7,6 @@ and their rule, the truncation and the identity of the base. What is served is w
 from __future__ import annotations
 
 import importlib.metadata
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -128,9 +127,7 @@ class Classifier:
         """Label words, in the recipe's order."""
         return self.spec.labels
 
-    def predict(
-        self, reviews: Iterable[Review | str | Mapping[str, str]], *, batch_size: int = 32
-    ) -> list[Prediction]:
+    def predict(self, reviews: Iterable[Review | str | Mapping[str, str]], *, batch_size: int = 32) -> list[Prediction]:
         """Label reviews.
 
         Args:
@@ -255,9 +252,7 @@ def load(
 def zero_shot(recipe: Recipe, *, device: str | torch.device | None = None) -> Classifier:
     """The recipe's base without any adapter, asked with the same prompt."""
     place = torch.device(device) if device is not None else default_device()
-    base = load_base(
-        recipe.model.base, revision=recipe.model.revision, precision=recipe.model.precision, device=place
-    )
+    base = load_base(recipe.model.base, revision=recipe.model.revision, precision=recipe.model.precision, device=place)
     return make_classifier(base.model, base.tokenizer, make_spec(recipe, base.identity.to_json(), base.precision))
 
 

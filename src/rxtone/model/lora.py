@@ -86,9 +86,7 @@ def resolve_targets(model: torch.nn.Module, targets: Sequence[str]) -> tuple[str
     return tuple(name for name in linear if name in matched)
 
 
-def add_adapter(
-    model: T5ForConditionalGeneration, lora: LoraSettings, seed: int
-) -> tuple[PeftModel, AdapterSummary]:
+def add_adapter(model: T5ForConditionalGeneration, lora: LoraSettings, seed: int) -> tuple[PeftModel, AdapterSummary]:
     """Put a fresh adapter on a base.
 
     Args:

@@ -133,9 +133,7 @@ def log_probabilities(scores: np.ndarray) -> np.ndarray:
     return normalised
 
 
-def _score_sequences(
-    model: torch.nn.Module, batch: Batch, scored: tuple[tuple[int, ...], ...]
-) -> torch.Tensor:
+def _score_sequences(model: torch.nn.Module, batch: Batch, scored: tuple[tuple[int, ...], ...]) -> torch.Tensor:
     device = batch.input_ids.device
     rows, k = len(batch.rows), len(scored)
     targets = torch.nn.utils.rnn.pad_sequence(
