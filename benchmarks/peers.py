@@ -152,8 +152,10 @@ def trainer(folder: Path, prompts: Prompts, *, autocast: bool) -> Callable[[], f
 
     def epoch() -> float:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore") AcceleratorState._reset_state(reset_partial_state=True)  # it
-            holds the precision of the last trainer run = Seq2SeqTrainer(model=model, args=arguments,
+            warnings.simplefilter("ignore")
+            # Its state is global and holds the precision of the last trainer.
+            AcceleratorState._reset_state(reset_partial_state=True)
+            run = Seq2SeqTrainer(model=model, args=arguments, train_dataset=data, data_collator=collator)
             train_dataset=data, data_collator=collator) return float(run.train().training_loss)
 
     return epoch
