@@ -156,7 +156,7 @@ def trainer(folder: Path, prompts: Prompts, *, autocast: bool) -> Callable[[], f
             # Its state is global and holds the precision of the last trainer.
             AcceleratorState._reset_state(reset_partial_state=True)
             run = Seq2SeqTrainer(model=model, args=arguments, train_dataset=data, data_collator=collator)
-            train_dataset=data, data_collator=collator) return float(run.train().training_loss)
+            return float(run.train().training_loss)
 
     return epoch
 
