@@ -253,12 +253,11 @@ def ctranslate2(folder: Path, work: Path, prompts: Prompts, threads: int) -> Cal
         TransformersConverter(str(folder)).convert(str(converted), quantization="int8", force=True)
     translator = ct2.Translator(str(converted), device="cpu", compute_type="int8", intra_threads=threads)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    texts = [tokenizer.convert_ids_to_tokens(list(ids)) for ids in prompts.ids]
     words = [tokenizer.convert_ids_to_tokens(token) for (token,) in LABEL_TOKENS]
 
     def run() -> list[int]:
         results = translator.translate_batch(
-            texts,
+            [tokenizer.convert_ids_to_tokens(list(ids)) for ids in prompts.ids],
             beam_size=1,
             max_decoding_length=1,
             max_batch_size=2048,
