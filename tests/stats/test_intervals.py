@@ -23,7 +23,7 @@ def test_bca_interval_of_a_skewed_mean_agrees_with_scipy():
 
 def test_the_interval_at_the_level_of_the_p_value_touches_zero():
     rng = np.random.default_rng(1)
-    values = rng.exponential(size=80) - 0.75
+    values = rng.exponential(size=80) - 0.9
     drawn = values[rng.integers(0, 80, (20_000, 80))].mean(axis=1)[:, None]
     args = (values.mean(keepdims=True), drawn, ((values.sum() - values) / 79)[:, None], np.ones(80))
     (p,) = bca_p_values(*args)
