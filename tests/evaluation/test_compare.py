@@ -1,11 +1,17 @@
 import json
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 
+from rxtone.data.reviews import Review
+from rxtone.errors import DataError
 from rxtone.evaluation.baselines import Baseline, unavailable_baselines
-from rxtone.evaluation.compare import RunPredictions, compare, verdict
+from rxtone.evaluation.compare import RunPredictions, compare, compare_classifiers, verdict
+from rxtone.stats.calibration import identity_calibration
 from rxtone.stats.metrics import CLASS_METRICS, SCALAR_METRICS
+from rxtone.stats.operating import DecisionRule
+from rxtone.stats.policy import Policy
 
 LABELS = ("positive", "neutral", "negative")
 
@@ -111,3 +117,35 @@ def test_two_runs_of_one_name_are_refused():
 )  # fmt: skip
 def test_verdicts(value, interval, p, start):
     assert verdict("a", "b", value, interval, p).startswith(start)
+
+
+@dataclass(frozen=True)
+class Constant:
+    """Gives every review the same scores: a classifier without a model."""
+
+    probabilities: tuple[float, ...]
+    labels: tuple[str, ...] = LABELS
+
+    def score(self, reviews):
+        return Answer(np.log(np.tile(self.probabilities, (len(reviews), 1))))
+
+
+@dataclass(frozen=True)
+class Answer:
+    log_probs: np.ndarray
+
+
+def test_classifiers_answer_the_same_reviews_each_by_its_policy():
+    reviews = [Review(text="x", label=label, group=label) for label in LABELS * 2]
+    runs = {"plain": Constant((0.5, 0.3, 0.2)), "tuned": Constant((0.5, 0.3, 0.2))}
+    policy = Policy(identity_calibration(3), (DecisionRule((0.0, 1.0, 0.0), "macro_f1"),), "macro_f1")
+    found = compare_classifiers(runs, reviews, policies={"tuned": policy})
+    assert found["runs"]["plain"]["confusion_matrix"] == [[2, 0, 0], [2, 0, 0], [2, 0, 0]]
+    assert found["runs"]["tuned"]["confusion_matrix"] == [[0, 2, 0], [0, 2, 0], [0, 2, 0]]
+    assert found["interval"]["units"] == 3
+
+
+def test_classifiers_of_other_labels_are_refused():
+    runs = {"one": Constant((0.5, 0.3, 0.2)), "two": Constant((0.5, 0.3, 0.2), ("bad", "so", "good"))}
+    with pytest.raises(DataError, match="one knows positive, neutral, negative, two knows bad, so, good"):
+        compare_classifiers(runs, [Review(text="x", label="positive")])

@@ -14,7 +14,7 @@ from scipy.optimize import nnls
 from scipy.stats import chi2_contingency, ks_2samp
 
 from rxtone.errors import DataError
-from rxtone.stats.bootstrap import LEVEL
+from rxtone.stats.intervals import LEVEL
 from rxtone.stats.significance import holm
 
 # Usual reading of the population stability index (Siddiqi 2006, Credit risk scorecards): below 0.1 stable.

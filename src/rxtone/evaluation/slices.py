@@ -7,7 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import fisher_exact
 
-from rxtone.stats.bootstrap import LEVEL, bootstrap, metric_intervals, metric_names
+from rxtone.stats.bootstrap import bootstrap, metric_intervals, metric_names
+from rxtone.stats.intervals import LEVEL
 from rxtone.stats.metrics import metrics_from_counts
 from rxtone.stats.significance import holm
 

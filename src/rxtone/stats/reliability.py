@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from rxtone.stats.bootstrap import LEVEL, N_RESAMPLES, bca_intervals, wilson_interval
+from rxtone.stats.bootstrap import N_RESAMPLES
+from rxtone.stats.intervals import LEVEL, bca_intervals, wilson_interval
 
 _MOST_BINS = 15
 _ROWS_PER_BIN = 25
