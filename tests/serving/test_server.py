@@ -54,12 +54,12 @@ def test_greeting_token_privacy_and_a_clean_end(serve: Start, tiny_run: Path, tm
     assert {item["label"] for item in json.loads(answer.stdout)} == {"positive", "neutral", "negative"}
     assert error_of(httpx.get(server.url + "/info")) == (401, "bad_token")
 
-    client = httpx.Client(base_url=server.url, headers={"Authorization": f"Bearer {TOKEN}"})
-    assert client.post("/predict", json=CANARY).status_code == 200
-    assert client.post("/predict", content=f'{{"text": "{CANARY}'.encode()).status_code == 422
-    assert client.post("/predict", json={"fields": {"Benefits": [CANARY]}}).status_code == 422
-    assert client.post("/predict", json={"text": CANARY * 2000}).status_code == 413
-    assert client.post("/predict_batch", content=f'"{CANARY}"\n"{CANARY}'.encode()).status_code == 422
+    with httpx.Client(base_url=server.url, headers={"Authorization": f"Bearer {TOKEN}"}) as client:
+        assert client.post("/predict", json=CANARY).status_code == 200
+        assert client.post("/predict", content=f'{{"text": "{CANARY}'.encode()).status_code == 422
+        assert client.post("/predict", json={"fields": {"Benefits": [CANARY]}}).status_code == 422
+        assert client.post("/predict", json={"text": CANARY * 2000}).status_code == 413
+        assert client.post("/predict_batch", content=f'"{CANARY}"\n"{CANARY}'.encode()).status_code == 422
     assert server.stop() == 0
     for path in tmp_path.rglob("*"):
         assert not path.is_file() or CANARY.encode() not in path.read_bytes(), path

@@ -32,6 +32,8 @@ CLOSED = re.compile(r"(/proxy=|/monitoring|/vibe-|/undo-vibe|/run-history/|/runs
 _PORT = re.compile(r":\d+\Z")
 DRAIN_SECONDS = 3.0
 DRAIN_BYTES = 16 << 20
+DRAINS = 4
+"""Refused senders that are read out at the same time; each costs a read buffer."""
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
@@ -62,6 +64,7 @@ class Guard:
         self._metrics = metrics
         self._token = token
         self._held = 0
+        self.drains = asyncio.Semaphore(DRAINS)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection's request."""
@@ -197,7 +200,7 @@ class _Exchange:
         # Clients that are still sending read no answer; what comes is thrown away for a moment.
         thrown = 0 if not self._whole else DRAIN_BYTES
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(DRAIN_SECONDS):
+            async with asyncio.timeout(DRAIN_SECONDS), self._guard.drains:
                 while thrown < DRAIN_BYTES:
                     message = await self._receive()
                     thrown += len(message.get("body", b""))

@@ -7,10 +7,13 @@ import json
 import logging
 import secrets
 import shlex
+import shutil
 import signal
 import socket
 import sys
+import tempfile
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import uvicorn
@@ -25,7 +28,6 @@ from rxtone.serving.service import Service
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from pathlib import Path
 
     from fastapi import FastAPI
 
@@ -84,11 +86,12 @@ def run_server(
         return load(source, base=base, recipe=recipe, precision=precision)
 
     listener = _listen(host, port)
+    folder = tempfile.mkdtemp(prefix="rxtone-page-")  # private to this user; what is uploaded ends with the server
     try:
         pool = ModelPool(runs, load_run, min_confidence=min_confidence)
         service = Service(pool, limits or Limits())
         app = create_app(service, token=token)
-        on_stop = _mount(app, service, token, corrections) if page else _nothing
+        on_stop = _mount(app, service, token, corrections, Path(folder)) if page else _nothing
         pool.watch(WATCH_SECONDS)
         bound = listener.getsockname()[1]
         _greet(service, host, bound, token, token_file)
@@ -100,6 +103,7 @@ def run_server(
         asyncio.run(_serve(app, listener, on_stop))
     finally:
         listener.close()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 async def _serve(app: FastAPI, listener: socket.socket, on_stop: Callable[[], None]) -> None:
@@ -156,10 +160,12 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _mount(app: FastAPI, service: Service, token: str | None, corrections: Path | None) -> Callable[[], None]:
+def _mount(
+    app: FastAPI, service: Service, token: str | None, corrections: Path | None, folder: Path
+) -> Callable[[], None]:
     from rxtone.serving.ui import mount_page  # Gradio takes seconds to load
 
-    return mount_page(app, service, token=token, corrections=corrections)
+    return mount_page(app, service, token=token, corrections=corrections, folder=folder)
 
 
 def _nothing() -> None:
