@@ -85,7 +85,7 @@ def build_page(page: Page) -> gr.Blocks:
     fields = list(dict.fromkeys(field for name in names for field in pool.get(name).classifier.spec.text_fields))
     labels = list(pool.get().classifier.labels)
     with gr.Blocks(title="rxtone", analytics_enabled=False, delete_cache=(60, KEEP_SECONDS)) as blocks:
-        gr.HTML(page_html.head(names, labels))
+        gr.HTML(page_html.head(names, labels), padding=False)
         run = gr.Dropdown(names, value=names[0], label="Run", visible=len(names) > 1, interactive=True)
         with gr.Tab("Fields"):
             _fields_tab(page, run, fields)
@@ -113,12 +113,12 @@ def _fields_tab(page: Page, run: gr.Dropdown, fields: Sequence[str]) -> None:
         with gr.Column():
             boxes = [gr.Textbox(label=field, lines=2, max_lines=8) for field in fields]
             ask = gr.Button("Read the review", variant="primary")
-            rows = [[example.get(field, "") for field in fields] for example in EXAMPLES]
-            if any(any(row) for row in rows):
-                gr.Examples(rows, boxes, label="Examples", cache_examples=False, api_visibility="private")
         with gr.Column():
-            answer = gr.HTML(page_html.HINT)
+            answer = gr.HTML(page_html.HINT, padding=False)
             _correction(page, run, boxes, review)
+    rows = [[example.get(field, "") for field in fields] for example in EXAMPLES]
+    if any(any(row) for row in rows):
+        gr.Examples(rows, boxes, label="Examples", cache_examples=False, api_visibility="private")
 
     async def read(run_name: str, *texts: str) -> str:
         return await page.answer(run_name, review(run_name, texts))
@@ -137,11 +137,11 @@ def _text_tab(page: Page, run: gr.Dropdown) -> None:
         with gr.Column():
             box = gr.Textbox(label="Review", lines=6, max_lines=16)
             ask = gr.Button("Read the review", variant="primary")
-            rows = [[" ".join(example.values())] for example in EXAMPLES]
-            gr.Examples(rows, [box], label="Examples", cache_examples=False, api_visibility="private")
         with gr.Column():
-            answer = gr.HTML(page_html.HINT)
+            answer = gr.HTML(page_html.HINT, padding=False)
             _correction(page, run, [box], lambda _, texts: str(texts[0] or ""))
+    rows = [[" ".join(example.values())] for example in EXAMPLES]
+    gr.Examples(rows, [box], label="Examples", cache_examples=False, api_visibility="private")
 
     async def read(run_name: str, text: str) -> str:
         return await page.answer(run_name, text or "")
@@ -160,7 +160,7 @@ def _correction(
         right = gr.Radio(list(pool.get().classifier.labels), label="The right label")
         consent = gr.Checkbox(label=CONSENT)
         keep = gr.Button("Keep my correction")
-        outcome = gr.HTML()
+        outcome = gr.HTML(padding=False)
 
     async def correct(run_name: str, label: str | None, agreed: bool, *texts: str) -> str:
         return await page.correct(run_name, review(run_name, texts), label, agreed)
@@ -176,7 +176,7 @@ def _correction(
 def _compare_tab(page: Page, fields: Sequence[str]) -> None:
     boxes = [gr.Textbox(label=field, lines=2, max_lines=8) for field in fields]
     ask = gr.Button("Compare the runs", variant="primary")
-    answer = gr.HTML(page_html.HINT)
+    answer = gr.HTML(page_html.HINT, padding=False)
 
     async def compare(*texts: str) -> str:
         return await page.compare(dict(zip(fields, (text or "" for text in texts), strict=True)))
@@ -196,7 +196,7 @@ def _table_tab(page: Page, run: gr.Dropdown) -> None:
         label="Table (CSV, TSV, Parquet, JSON Lines)", file_types=list(SUFFIXES), type="filepath", height=130
     )
     ask = gr.Button("Read the table", variant="primary")
-    summary = gr.HTML()
+    summary = gr.HTML(padding=False)
     result = gr.DownloadButton("Download the result", visible=False)
     shown = gr.Dataframe(label="First rows", visible=False, interactive=False, wrap=True, max_height=480)
 
