@@ -70,7 +70,8 @@ def test_a_cut_is_marked_with_the_field_and_the_tokens(page: Page) -> None:
 
 def test_foreign_text_is_inert(page: Page) -> None:
     for html in (asyncio.run(page.answer("tiny", HOSTILE)), asyncio.run(page.answer("<script>", HOSTILE)),
-                 asyncio.run(page.compare({"Benefits": HOSTILE})), page_html.error(HOSTILE), page_html.done(HOSTILE)):  # fmt: skip
+                 asyncio.run(page.compare({"Benefits": HOSTILE})), page_html.error(HOSTILE),
+                 page_html.done(HOSTILE)):  # fmt: skip
         assert "<img" not in html
         assert "<script" not in html
 
@@ -125,7 +126,8 @@ def test_a_table_comes_back_with_predictions_in_its_format(
     page: Page, tiny_run: Path, tmp_path: Path, suffix: str
 ) -> None:
     frame = pl.DataFrame({
-        "id": [f"{i:03}" for i in range(100)], "benefits": ["great relief", "awful, \"useless\"", "average"] * 33 + ["None"],
+        "id": [f"{i:03}" for i in range(100)],
+        "benefits": ["great relief", "awful, \"useless\"", "average"] * 33 + ["None"],
         "effects": ["none"] * 100, "label": ["mine"] * 100,
     })  # fmt: skip
     path = tmp_path / f"reviews{suffix}"
@@ -158,7 +160,7 @@ def test_a_table_comes_back_with_predictions_in_its_format(
     [
         ("reviews.txt", "x", "reviews.txt: expected a table ending in .csv, .tsv, .parquet, .jsonl, got .txt"),
         ("reviews.csv", "a,b\n1,2\n", "reviews.csv: expected columns"),
-        ("reviews.csv", "benefits,effects\n" + "great,none\n" * 121, "reviews.csv: expected at most 120 rows, found 121"),
+        ("reviews.csv", "benefits,effects\n" + "great,none\n" * 121, "reviews.csv: expected at most 120 rows"),
         ("reviews.csv", "benefits,effects\ngreat,none\n,\n", "data row 2"),
         ("reviews.parquet", "no parquet", "reviews.parquet"),
         ("reviews.csv", "benefits,effects\n" + "x" * 1001 + ",none\n", "expected at most 1000 characters"),
