@@ -10,7 +10,7 @@ from rxtone.errors import RecipeError
 
 
 def test_shipped_recipes_are_the_documented_ones():
-    assert shipped_recipes() == ["druglib", "druglib-tutorial", "laptop", "t4"]
+    assert shipped_recipes() == ["demo", "druglib", "druglib-tutorial", "laptop", "t4"]
 
 
 @pytest.mark.parametrize("name", shipped_recipes())
@@ -89,6 +89,12 @@ def test_an_unknown_recipe_is_answered_with_the_nearest_name():
 def test_a_template_without_its_placeholder_is_refused():
     with pytest.raises(RecipeError, match=r"prompt\.template must contain \{fields\}"):
         load_recipe("druglib", ["prompt.template='Say something'"])
+
+
+@pytest.mark.parametrize("weights", ["{positive: 1, negative: 2}", "{positive: 1, neutral: 0, negative: 2}", "{a: 1}"])
+def test_class_weights_must_fit_the_labels(weights):
+    with pytest.raises(RecipeError, match="expected a positive weight for each of positive, neutral, negative, got"):
+        load_recipe("druglib", [f"train.class_weights={weights}"])
 
 
 def test_recipes_are_frozen():

@@ -68,16 +68,22 @@ def judge(classifier: Classifier, recipe: Recipe, prepared: Prepared) -> Evaluat
     if recipe.evaluation.zero_shot:
         bare = zero_shot(recipe).score(prepared.held_out, batch_size=recipe.evaluation.batch_size)
         baselines.append(Baseline("zero_shot", "the base without adapter (zero-shot)", bare.log_probs.argmax(1)))
-    evaluation = evaluate(classifier, prepared.held_out, split_name=prepared.held_out_name, baselines=baselines)
+    evaluation = evaluate(
+        classifier,
+        prepared.held_out,
+        split_name=prepared.held_out_name,
+        policy=classifier.policy,
+        baselines=baselines,
+    )
     if recipe.prompt.text_share > 0:
         texts = [free_text(review) for review in prepared.held_out]
-        evaluation.metrics["free_text"] = evaluate(classifier, texts, split_name=prepared.held_out_name).metrics
+        evaluation.metrics["free_text"] = evaluate(
+            classifier, texts, split_name=prepared.held_out_name, policy=classifier.policy
+        ).metrics
     return evaluation
 
 
-def judge_table(
-    classifier: Classifier, folder: Path, source: str, *, mode: str = "score"
-) -> Evaluation:
+def judge_table(classifier: Classifier, folder: Path, source: str, *, mode: str = "score") -> Evaluation:
     """Judge a classifier on another labelled table.
 
     Args:
@@ -92,9 +98,7 @@ def judge_table(
     """
     spec = classifier.spec
     table = read_table(source, cache_dir())
-    reviews = read_reviews(
-        table, spec.text_fields, spec.label_column, parse_rule(spec.label_rule), every_label=False
-    )
+    reviews = read_reviews(table, spec.text_fields, spec.label_column, parse_rule(spec.label_rule), every_label=False)
     record = _data_record(folder)
     seen = set(record["training_text_hashes"]) if record else set()
     repeats = sum(text_hash(review) in seen for review in reviews)
@@ -103,7 +107,11 @@ def judge_table(
         evaluation = evaluate_outputs(spec.labels, reviews, classifier.generate(reviews), split_name=name)
     else:
         evaluation = evaluate(
-            classifier, reviews, split_name=name, baselines=_refitted(classifier, record, reviews)
+            classifier,
+            reviews,
+            split_name=name,
+            policy=classifier.policy,
+            baselines=_refitted(classifier, record, reviews),
         )
     evaluation.metrics["training_rows"] = repeats if record else None
     evaluation.metrics["table"] = {"source": table.path, "sha256": table.sha256, "rows": len(reviews)}
@@ -155,7 +163,7 @@ def write_evaluation(
 
 
 def environment_record(
-    run: RunFolder, base: Base, summary: AdapterSummary, reload_check: dict[str, Any]
+    run: RunFolder, base: Base, summary: AdapterSummary, reload_check: dict[str, Any] | None
 ) -> dict[str, Any]:
     """What environment.json holds: versions, machine, precision, adapter, speed and memory of the run."""
     steps = [line for line in read_json_lines(run.metrics_log) if "loss" in line]
@@ -195,9 +203,7 @@ def _data_record(folder: Path) -> dict[str, Any] | None:
     return None
 
 
-def _refitted(
-    classifier: Classifier, record: dict[str, Any] | None, reviews: Sequence[Review]
-) -> Sequence[Baseline]:
+def _refitted(classifier: Classifier, record: dict[str, Any] | None, reviews: Sequence[Review]) -> Sequence[Baseline]:
     """The baselines, fitted again where the training table is at hand with the same hash."""
     if record is None:
         return unavailable_baselines("the run's data.json is not beside the adapter")

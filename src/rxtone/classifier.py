@@ -7,9 +7,8 @@ and their rule, the truncation and the identity of the base. What is served is w
 from __future__ import annotations
 
 import importlib.metadata
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,8 +32,16 @@ from rxtone.model.base import (
 )
 from rxtone.model.batches import ReviewDataset
 from rxtone.model.lora import check_adapter, load_adapter, merge
-from rxtone.model.scoring import LabelTokens, label_token_ids, log_probabilities, score_dataset
+from rxtone.model.scoring import (
+    LabelTokens,
+    Scorer,
+    label_token_ids,
+    log_probabilities,
+    plan_scorer,
+    score_dataset,
+)
 from rxtone.run import CLASSIFIER, write_json
+from rxtone.stats.policy import Policy, plain_policy, policy_from_dict
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -58,6 +65,8 @@ class ClassifierSpec(BaseModel):
         base: Identity of the base (see `BaseIdentity`).
         precision: Precision of the base that the adapter was trained and evaluated with.
         versions: Package versions at training time.
+        policy: Calibration, operating points, least confidence and label sets, fitted on validation rows
+            (see `rxtone.stats.policy`); None leaves the scores as they are.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -71,6 +80,7 @@ class ClassifierSpec(BaseModel):
     base: dict[str, str | None]
     precision: str
     versions: dict[str, str]
+    policy: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -78,8 +88,8 @@ class Prediction:
     """The answer for one review.
 
     Attributes:
-        label: The most probable label.
-        probabilities: Label -> probability; they sum to 1.
+        label: The label of the operating point: the most probable one, unless the run was tuned otherwise.
+        probabilities: Label -> calibrated probability; they sum to 1.
         truncated: Whether the prompt did not hold the whole review.
         abstained: Whether the classifier was asked to hold back when unsure, and did.
     """
@@ -95,7 +105,7 @@ class Scores:
     """The numbers behind n predictions.
 
     Attributes:
-        log_probs: float64, shape (n, k): log-probabilities over the labels.
+        log_probs: float64, shape (n, k): log-probabilities over the labels, before calibration.
         truncated: bool, shape (n,).
         n_tokens: int64, shape (n,): prompt tokens of the whole review, before any cut.
     """
@@ -111,17 +121,21 @@ class Classifier:
 
     Attributes:
         model: T5ForConditionalGeneration, the adapter merged into it or around it.
+        scorer: What computes with its weights: the fast engine, or the model itself.
         tokenizer: The base's tokenizer.
         spec: What classifier.json holds.
         prompts: Turns a review into token ids.
         label_tokens: The labels in the base's tokens.
+        policy: How scores become answers.
     """
 
     model: torch.nn.Module
+    scorer: Scorer
     tokenizer: Tokenizer
     spec: ClassifierSpec
     prompts: PromptBuilder
     label_tokens: LabelTokens
+    policy: Policy
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -129,13 +143,18 @@ class Classifier:
         return self.spec.labels
 
     def predict(
-        self, reviews: Iterable[Review | str | Mapping[str, str]], *, batch_size: int = 32
+        self,
+        reviews: Iterable[Review | str | Mapping[str, str]],
+        *,
+        batch_size: int = 32,
+        min_confidence: float | None = None,
     ) -> list[Prediction]:
         """Label reviews.
 
         Args:
             reviews: Each a `Review`, a free text, or a mapping of field (prompt name or column) to text.
             batch_size: Reviews per batch.
+            min_confidence: Mark answers of less probability as abstained; None takes the run's own bound.
 
         Returns:
             One prediction per review, in order.
@@ -144,14 +163,20 @@ class Classifier:
             DataError: If a mapping has none of the fields, or a field this classifier does not know.
         """
         scores = self.score([self.as_review(review) for review in reviews], batch_size=batch_size)
-        probabilities = np.exp(scores.log_probs)
+        if not len(scores.log_probs):
+            return []
+        policy = self.policy if min_confidence is None else replace(self.policy, min_confidence=min_confidence)
+        decisions = policy.decide(scores.log_probs)
         return [
             Prediction(
-                self.labels[int(row.argmax())],
+                self.labels[int(label)],
                 dict(zip(self.labels, (float(p) for p in row), strict=True)),
                 bool(truncated),
+                bool(abstained),
             )
-            for row, truncated in zip(probabilities, scores.truncated, strict=True)
+            for label, row, truncated, abstained in zip(
+                decisions.predicted, decisions.probabilities, scores.truncated, decisions.abstained, strict=True
+            )
         ]
 
     def score(self, reviews: Sequence[Review], *, batch_size: int = 32) -> Scores:
@@ -159,8 +184,8 @@ class Classifier:
         prompts = self.prompts.build_many(reviews)
         dataset = ReviewDataset([prompt.ids for prompt in prompts])
         scores = score_dataset(
-            self.model, dataset, self.label_tokens, batch_size=batch_size,
-            pad_token_id=_token_id(self.model, "pad_token_id"),
+            self.scorer, dataset, self.label_tokens, batch_size=batch_size,
+            pad_token_id=token_id(self.model, "pad_token_id"),
         )  # fmt: skip
         return Scores(
             log_probabilities(scores) if len(scores) else scores,
@@ -184,7 +209,7 @@ class Classifier:
         device = next(self.model.parameters()).device
         for start in range(0, len(dataset), batch_size):
             indexes = range(start, min(start + batch_size, len(dataset)))
-            batch = dataset.batch(indexes, _token_id(self.model, "pad_token_id")).to(device)
+            batch = dataset.batch(indexes, token_id(self.model, "pad_token_id")).to(device)
             with torch.inference_mode():
                 ids = self.model.generate(  # type: ignore[operator]  # GenerationMixin behind nn.Module
                     input_ids=batch.input_ids, attention_mask=batch.attention_mask,
@@ -219,6 +244,7 @@ def load(
     precision: str | None = None,
     device: str | torch.device | None = None,
     merged: bool = True,
+    engine: str = "fast",
 ) -> Classifier:
     """Load a tuned classifier.
 
@@ -229,6 +255,7 @@ def load(
         precision: Precision of the weights; None takes that of the training where the device has it.
         device: Where to compute; None chooses.
         merged: Fold the adapter into the weights, in fp32, before any cast: faster, same labels.
+        engine: `fast`, where it covers the model, or `reference`: transformers' own forward.
 
     Returns:
         The classifier.
@@ -249,23 +276,49 @@ def load(
     if merged:
         model = cast(merge(model), precision)  # type: ignore[arg-type]  # a PeftModel
     tokenizer = load_tokenizer(str(folder)) if (folder / "tokenizer.json").is_file() else loaded.tokenizer
-    return make_classifier(model, tokenizer, spec)
+    return make_classifier(model, tokenizer, spec, engine)
 
 
 def zero_shot(recipe: Recipe, *, device: str | torch.device | None = None) -> Classifier:
     """The recipe's base without any adapter, asked with the same prompt."""
     place = torch.device(device) if device is not None else default_device()
-    base = load_base(
-        recipe.model.base, revision=recipe.model.revision, precision=recipe.model.precision, device=place
-    )
+    base = load_base(recipe.model.base, revision=recipe.model.revision, precision=recipe.model.precision, device=place)
     return make_classifier(base.model, base.tokenizer, make_spec(recipe, base.identity.to_json(), base.precision))
 
 
-def make_classifier(model: torch.nn.Module, tokenizer: Tokenizer, spec: ClassifierSpec) -> Classifier:
+def make_classifier(
+    model: torch.nn.Module, tokenizer: Tokenizer, spec: ClassifierSpec, engine: str = "fast"
+) -> Classifier:
     """A classifier of a model at hand; the model is put into evaluation mode."""
     model.eval()
-    tokens = label_token_ids(tokenizer, spec.labels, _token_id(model, "eos_token_id"))
-    return Classifier(model, tokenizer, spec, prompt_builder(tokenizer, spec.prompt, spec.labels), tokens)
+    tokens = label_token_ids(tokenizer, spec.labels, token_id(model, "eos_token_id"))
+    scorer, _ = plan_scorer(model, engine)
+    builder = prompt_builder(tokenizer, spec.prompt, spec.labels)
+    return Classifier(model, scorer, tokenizer, spec, builder, tokens, spec_policy(spec))
+
+
+def spec_policy(spec: ClassifierSpec) -> Policy:
+    """The policy that a spec stores, or the plain one.
+
+    Args:
+        spec: What classifier.json holds.
+
+    Returns:
+        How scores become answers.
+
+    Raises:
+        ModelError: If what is stored is no policy for these labels.
+    """
+    if spec.policy is None:
+        return plain_policy(len(spec.labels))
+    try:
+        policy = policy_from_dict(spec.policy)
+        policy.rule()
+        policy.decide(np.zeros((1, len(spec.labels))))
+    except (ValueError, KeyError, TypeError) as error:
+        msg = f"classifier.json: its policy cannot be used: {error}; copy the adapter folder again"
+        raise ModelError(msg) from None
+    return policy
 
 
 def make_spec(recipe: Recipe, base: dict[str, str | None], precision: str) -> ClassifierSpec:
@@ -375,5 +428,6 @@ def _precision_here(trained: str, device: torch.device) -> str:
     return "auto" if trained == "fp16" and device.type == "cpu" else trained
 
 
-def _token_id(model: torch.nn.Module, name: str) -> int:
-    return int(getattr(model.config, name))  # type: ignore[arg-type]
+def token_id(model: torch.nn.Module, name: str) -> int:
+    """A special token's id from a model's config, such as `eos_token_id`."""
+    return int(getattr(model.config, name))

@@ -33,9 +33,7 @@ RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run folder, a
 BaseOption = Annotated[
     str | None, typer.Option("--base", help="Where the base is now, if it moved; its identity is checked.")
 ]
-RecipeOption = Annotated[
-    str | None, typer.Option("--recipe", help="Prompt, labels and base for a plain PEFT folder.")
-]
+RecipeOption = Annotated[str | None, typer.Option("--recipe", help="Prompt, labels and base for a plain PEFT folder.")]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="GROUP.KEY=VALUE", help="Override a key of the recipe.")
 ]
@@ -58,7 +56,12 @@ def train(
         msg = "--resume: say which run with --out DIR"
         raise RecipeError(msg)
     folder = out or api.default_out(Path(recipe).stem)
-    evaluation = progress.show(pipeline.train(resolved, folder, resume=resume))
+    try:
+        evaluation = progress.show(pipeline.train(resolved, folder, resume=resume))
+    except KeyboardInterrupt:
+        again = f"rxtone train {recipe} ... --out {folder} --resume"
+        print(f"interrupted; the last checkpoint is kept, continue with: {again}", file=sys.stderr)
+        raise typer.Exit(130) from None
     if evaluation is not None:
         _print_metrics(evaluation.metrics)
     environment = json.loads((folder / "environment.json").read_text("utf-8"))["training"]
@@ -68,6 +71,30 @@ def train(
             f"{environment['peak_memory_bytes'] / 2**30:.2f} GiB"
         )
     print(f"run: {folder}")
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Folder of the run.")] = Path("rxtone-demo"),
+    overrides: SetOption = None,
+) -> None:
+    """See the whole story in minutes, offline: bundled base, bundled sample, train, evaluate, report."""
+    from rxtone.config import cache_dir
+    from rxtone.data.tables import read_table
+
+    train("demo", overrides, out, False)
+    classifier = _load(str(out), None, None)
+    table = read_table("sample:test", cache_dir()).frame.head(5)
+    columns = list(classifier.spec.text_fields.values())
+    print("\nFive reviews that it has not seen:")
+    for row, prediction in zip(table.to_dicts(), classifier.predict(table.select(columns).to_dicts()), strict=True):
+        shares = "  ".join(f"{label} {p:.2f}" for label, p in prediction.probabilities.items())
+        print(f"  {row['urlDrugName'][:16]:16}  rated {row['rating']:>2}  -> {prediction.label:8}  ({shares})")
+    print(
+        f"\nNext:\n  open {out}/evaluation/report.html\n"
+        f'  rxtone predict {out} --text "No more migraines, but I was so tired that I stopped taking it."\n'
+        f"  rxtone train druglib --set model.base=bundled --set data.train=YOUR_TABLE.csv --set data.test=null"
+    )
 
 
 @app.command()
@@ -171,9 +198,6 @@ def main() -> None:
     except RxtoneError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
 
 
 def _load(run: str, base: str | None, recipe: str | None) -> Any:

@@ -25,9 +25,7 @@ def test_confusion_cells_show_counts_or_shares_of_the_row():
 
 def test_a_picture_is_plain_themed_and_the_same_every_time():
     def draw():
-        return to_svg(
-            interval_figure(["a", "b"], [0.5, 0.4], [[0.4, 0.6], None], "F1"), "cmp", 'one "two" <three>'
-        )
+        return to_svg(interval_figure(["a", "b"], [0.5, 0.4], [[0.4, 0.6], None], "F1"), "cmp", 'one "two" <three>')
 
     svg = draw()
     assert svg == draw()
@@ -62,6 +60,12 @@ def test_validation_points_and_mean_loss_are_drawn_where_they_belong():
     twenty = [{"step": i, "loss": float(i)} for i in range(20)]
     smooth = training_figures(twenty)["loss"].axes[0].lines[1].get_ydata()
     assert smooth[:3].tolist() == [0.0, 0.5, 1.5]  # the mean of the last 20 // 10 = 2 steps
+
+
+def test_labels_of_every_script_are_drawn_without_a_warning():
+    figure = confusion_figure([[1, 0], [0, 1]], ["正面", "سلبي"], normalised=False)
+    assert {"正面", "سلبي"} <= set(texts(to_svg(figure, "a", "正面")))
+    assert to_png(figure, dpi=50).startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("k", [2, 3, 7])
