@@ -42,7 +42,11 @@ def test_chunks_give_the_rows_of_the_whole_table(classifier, tmp_path, suffix, o
     out, whole = tmp_path / f"out{out_suffix}", tmp_path / f"whole{out_suffix}"
     chunks, done = finish(predict_tables(classifier, [str(given)], out, chunk_rows=30))
     predict_table(classifier, str(source), whole)
-    assert [(chunk.rows, chunk.done_rows, chunk.total_rows) for chunk in chunks] == [(30, 30, 70), (30, 60, 70), (10, 70, 70)]
+    assert [(chunk.rows, chunk.done_rows, chunk.total_rows) for chunk in chunks] == [
+        (30, 30, 70),
+        (30, 60, 70),
+        (10, 70, 70),
+    ]
     assert (done.rows, done.rejected, done.rejected_path) == (70, 0, None)
     got, expected = read_table(out).frame, read_table(whole).frame
     assert got.columns == ["rating", "benefits", "effects", *ADDED]
@@ -100,7 +104,10 @@ def test_bad_json_lines_are_named(classifier, tmp_path):
     out = tmp_path / "out.jsonl"
     _, done = finish(predict_tables(classifier, [str(source)], out))
     rows = [json.loads(line) for line in out.read_text("utf-8").splitlines()]
-    assert [(row["benefits"], row["effects"], row["extra"]) for row in rows] == [("great", None, None), (None, "awful", "7")]
+    assert [(row["benefits"], row["effects"], row["extra"]) for row in rows] == [
+        ("great", None, None),
+        (None, "awful", "7"),
+    ]
     assert done.rejected == 5
     text = done.rejected_path.read_text("utf-8")
     assert "secret" not in text
@@ -191,12 +198,28 @@ def test_an_own_column_named_as_an_added_one_is_kept(classifier, tmp_path):
     assert frame.row(0)[:2] == ("1", "2")
 
 
-HOSTILE = ["=1+1", "+cmd|' /C calc'!A0", "-2+3", "@SUM(A1)", " =1", "\t=1", "\r=1", "＝1", "a;=1", "-3", "+.5e2", "'quoted", 'say "hi"']
+HOSTILE = [
+    "=1+1",
+    "+cmd|' /C calc'!A0",
+    "-2+3",
+    "@SUM(A1)",
+    " =1",
+    "\t=1",
+    "\r=1",
+    "＝1",
+    "a;=1",
+    "-3",
+    "+.5e2",
+    "'quoted",
+    'say "hi"',
+]
 
 
 def test_cells_are_lossless_by_default_and_inert_on_request(classifier, tmp_path):
     source = tmp_path / "in.csv"
-    pl.DataFrame({"benefits": HOSTILE, "effects": ["great"] * len(HOSTILE), "=h": [""] * len(HOSTILE)}).write_csv(source)
+    pl.DataFrame({"benefits": HOSTILE, "effects": ["great"] * len(HOSTILE), "=h": [""] * len(HOSTILE)}).write_csv(
+        source
+    )
     raw, safe = tmp_path / "raw.csv", tmp_path / "safe.csv"
     list(predict_tables(classifier, [str(source)], raw))
     assert read_table(raw).frame["benefits"].to_list() == HOSTILE
@@ -224,7 +247,11 @@ def test_a_stopped_job_goes_on_and_another_job_is_refused(classifier, tmp_path):
     with pytest.raises(RunError, match=r"another job \(the rows per part differ\)"):
         next(predict_tables(classifier, [str(source)], out, chunk_rows=10))
     chunks, done = finish(predict_tables(classifier, [str(source)], out, chunk_rows=20))
-    assert [(chunk.resumed, chunk.seconds_left is None) for chunk in chunks] == [(True, True), (False, False), (False, False)]
+    assert [(chunk.resumed, chunk.seconds_left is None) for chunk in chunks] == [
+        (True, True),
+        (False, False),
+        (False, False),
+    ]
     assert done.rows == 50
     assert read_table(out).frame["benefits"].to_list() == read_table(source).frame["benefits"].to_list()
 
