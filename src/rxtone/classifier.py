@@ -33,7 +33,14 @@ from rxtone.model.base import (
 from rxtone.model.batches import ReviewDataset
 from rxtone.model.lora import check_adapter, load_adapter, merge
 from rxtone.model.runtimes import EXPORT, ExportedModel, open_exported, read_export
-from rxtone.model.scoring import LabelTokens, label_token_ids, log_probabilities, score_dataset
+from rxtone.model.scoring import (
+    LabelTokens,
+    Scorer,
+    label_token_ids,
+    log_probabilities,
+    plan_scorer,
+    score_dataset,
+)
 from rxtone.run import CLASSIFIER, write_json
 
 if TYPE_CHECKING:
@@ -111,6 +118,7 @@ class Classifier:
 
     Attributes:
         model: T5ForConditionalGeneration, the adapter merged into it or around it.
+        scorer: What computes with its weights: the fast engine, or the model itself.
         tokenizer: The base's tokenizer.
         spec: What classifier.json holds.
         prompts: Turns a review into token ids.
@@ -118,6 +126,7 @@ class Classifier:
     """
 
     model: torch.nn.Module
+    scorer: Scorer
     tokenizer: Tokenizer
     spec: ClassifierSpec
     prompts: PromptBuilder
@@ -128,9 +137,7 @@ class Classifier:
         """Label words, in the recipe's order."""
         return self.spec.labels
 
-    def predict(
-        self, reviews: Iterable[Review | str | Mapping[str, str]], *, batch_size: int = 32
-    ) -> list[Prediction]:
+    def predict(self, reviews: Iterable[Review | str | Mapping[str, str]], *, batch_size: int = 32) -> list[Prediction]:
         """Label reviews.
 
         Args:
@@ -162,8 +169,8 @@ class Classifier:
             scores = self.model.score(dataset, batch_size)
         else:
             scores = score_dataset(
-                self.model, dataset, self.label_tokens, batch_size=batch_size,
-                pad_token_id=_token_id(self.model, "pad_token_id"),
+                self.scorer, dataset, self.label_tokens, batch_size=batch_size,
+                pad_token_id=token_id(self.model, "pad_token_id"),
             )  # fmt: skip
         return Scores(
             log_probabilities(scores) if len(scores) else scores,
@@ -187,7 +194,7 @@ class Classifier:
         device = next(self.model.parameters()).device
         for start in range(0, len(dataset), batch_size):
             indexes = range(start, min(start + batch_size, len(dataset)))
-            batch = dataset.batch(indexes, _token_id(self.model, "pad_token_id")).to(device)
+            batch = dataset.batch(indexes, token_id(self.model, "pad_token_id")).to(device)
             with torch.inference_mode():
                 ids = self.model.generate(  # type: ignore[operator]  # GenerationMixin behind nn.Module
                     input_ids=batch.input_ids, attention_mask=batch.attention_mask,
@@ -222,6 +229,7 @@ def load(
     precision: str | None = None,
     device: str | torch.device | None = None,
     merged: bool = True,
+    engine: str = "fast",
 ) -> Classifier:
     """Load a tuned classifier.
 
@@ -232,6 +240,7 @@ def load(
         precision: Precision of the weights; None takes that of the training where the device has it.
         device: Where to compute; None chooses.
         merged: Fold the adapter into the weights, in fp32, before any cast: faster, same labels.
+        engine: `fast`, where it covers the model, or `reference`: transformers' own forward.
 
     Returns:
         The classifier.
@@ -258,7 +267,7 @@ def load(
     if merged:
         model = cast(merge(model), precision)  # type: ignore[arg-type]  # a PeftModel
     tokenizer = load_tokenizer(str(folder)) if (folder / "tokenizer.json").is_file() else loaded.tokenizer
-    return make_classifier(model, tokenizer, spec)
+    return make_classifier(model, tokenizer, spec, engine)
 
 
 def load_exported(folder: Path, *, device: str | torch.device | None = None) -> Classifier:
@@ -283,17 +292,19 @@ def load_exported(folder: Path, *, device: str | torch.device | None = None) -> 
 def zero_shot(recipe: Recipe, *, device: str | torch.device | None = None) -> Classifier:
     """The recipe's base without any adapter, asked with the same prompt."""
     place = torch.device(device) if device is not None else default_device()
-    base = load_base(
-        recipe.model.base, revision=recipe.model.revision, precision=recipe.model.precision, device=place
-    )
+    base = load_base(recipe.model.base, revision=recipe.model.revision, precision=recipe.model.precision, device=place)
     return make_classifier(base.model, base.tokenizer, make_spec(recipe, base.identity.to_json(), base.precision))
 
 
-def make_classifier(model: torch.nn.Module, tokenizer: Tokenizer, spec: ClassifierSpec) -> Classifier:
+def make_classifier(
+    model: torch.nn.Module, tokenizer: Tokenizer, spec: ClassifierSpec, engine: str = "fast"
+) -> Classifier:
     """A classifier of a model at hand; the model is put into evaluation mode."""
     model.eval()
-    tokens = label_token_ids(tokenizer, spec.labels, _token_id(model, "eos_token_id"))
-    return Classifier(model, tokenizer, spec, prompt_builder(tokenizer, spec.prompt, spec.labels), tokens)
+    tokens = label_token_ids(tokenizer, spec.labels, token_id(model, "eos_token_id"))
+    scorer, _ = plan_scorer(model, engine)
+    builder = prompt_builder(tokenizer, spec.prompt, spec.labels)
+    return Classifier(model, scorer, tokenizer, spec, builder, tokens)
 
 
 def make_spec(recipe: Recipe, base: dict[str, str | None], precision: str) -> ClassifierSpec:
@@ -403,5 +414,6 @@ def _precision_here(trained: str, device: torch.device) -> str:
     return "auto" if trained == "fp16" and device.type == "cpu" else trained
 
 
-def _token_id(model: torch.nn.Module, name: str) -> int:
-    return int(getattr(model.config, name))  # type: ignore[arg-type]
+def token_id(model: torch.nn.Module, name: str) -> int:
+    """A special token's id from a model's config, such as `eos_token_id`."""
+    return int(getattr(model.config, name))

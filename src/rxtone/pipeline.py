@@ -11,23 +11,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rxtone.artefacts import environment_record, judge, write_evaluation
-from rxtone.classifier import load, make_spec, prompt_builder, write_spec
+from rxtone.classifier import load, make_spec, prompt_builder, token_id, write_spec
 from rxtone.config import Recipe, dump_recipe, load_recipe
 from rxtone.errors import RunError
 from rxtone.model.base import Base, default_device, load_base
 from rxtone.model.batches import ReviewDataset
 from rxtone.model.lora import AdapterSummary, add_adapter, peft_state, save_adapter
-from rxtone.model.scoring import label_token_ids, log_probabilities, score_dataset
+from rxtone.model.scoring import Scorer, label_token_ids, log_probabilities, plan_scorer, score_dataset
 from rxtone.preparation import Prepared, label_indexes, prepare, truncation_record, with_free_text
 from rxtone.reload import check_reload
 from rxtone.run import RunFolder, atomic_folder, create_run, truncate_log, write_json, write_text
-from rxtone.training.checkpoint import newest_checkpoint, read_progress
 from rxtone.tracking import open_trackers
+from rxtone.training.checkpoint import newest_checkpoint, read_progress
 from rxtone.training.loop import Event, TrainingData, fit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    import numpy as np
     from peft import PeftModel
 
     from rxtone.classifier import ClassifierSpec
@@ -45,11 +46,22 @@ class DataReady:
 
 @dataclass(frozen=True)
 class AdapterReady:
-    """The adapter is on the base."""
+    """The adapter is on the base.
+
+    Attributes:
+        summary: What was adapted.
+        precision: Precision of the base's weights.
+        device: Where it computes.
+        engine: `fast` or `reference`.
+        engine_notice: Why the reference computes although the fast engine was asked for; None otherwise.
+        resumed_step: Optimiser steps that an earlier process did.
+    """
 
     summary: AdapterSummary
     precision: str
     device: str
+    engine: str
+    engine_notice: str | None
     resumed_step: int
 
 
@@ -100,9 +112,7 @@ def train(recipe: Recipe, out: Path, *, resume: bool = False) -> Iterator[StoryE
 def _train_adapter(recipe: Recipe, run: RunFolder) -> Iterator[StoryEvent]:
     prepared = prepare(recipe.data, recipe.train.seed)
     device = default_device()
-    base = load_base(
-        recipe.model.base, revision=recipe.model.revision, precision=recipe.model.precision, device=device
-    )
+    base = load_base(recipe.model.base, revision=recipe.model.revision, precision=recipe.model.precision, device=device)
     spec = make_spec(recipe, base.identity.to_json(), base.precision)
     data, truncation = _tokenise(recipe, base, prepared)
     model, summary = add_adapter(base.model, recipe.lora, recipe.train.seed)
@@ -113,27 +123,38 @@ def _train_adapter(recipe: Recipe, run: RunFolder) -> Iterator[StoryEvent]:
     write_text(run.config, dump_recipe(_pinned(recipe, base)))
     write_json(run.data, prepared.record | {"truncation": truncation})
     yield DataReady(prepared.record | {"truncation": truncation})
-    yield AdapterReady(summary, base.precision, str(device), resumed)
+    scorer, notice = _scorer(model, recipe)
+    engine = "reference" if scorer is model else "fast"
+    yield AdapterReady(summary, base.precision, str(device), engine, notice, resumed)
     trackers = open_trackers(run, recipe)
-    for event in fit(model, data, recipe.train, run.checkpoints, resume_from=checkpoint):
+    for event in fit(scorer, data, recipe.train, run.checkpoints, resume_from=checkpoint):
         for track in trackers:
             track(event)
         yield event
-    canaries = [ids.tolist() for ids in data.validation.prompts[:CANARIES]]
-    scores = score_dataset(
-        model, ReviewDataset(canaries), data.label_tokens, batch_size=CANARIES, pad_token_id=data.pad_token_id
-    )
+    check = None
+    scores = _canary_scores(scorer, data) if recipe.evaluation.reload_check else None
     _save(run, model, base, spec, pissa_start)
-    check = check_reload(
-        run.adapter, recipe.model.base, prepared.validation[:CANARIES], log_probabilities(scores), base.precision
-    )
+    if scores is not None:
+        canaries = prepared.validation[:CANARIES]
+        check = check_reload(run.adapter, recipe.model.base, canaries, log_probabilities(scores), base.precision)
+        yield Reloaded(check)
     write_json(run.environment, environment_record(run, base, summary, check))
-    yield Reloaded(check)
+
+
+def _scorer(model: PeftModel, recipe: Recipe) -> tuple[Scorer, str | None]:
+    if recipe.train.engine == "fast" and recipe.train.gradient_checkpointing:
+        return model, "gradient_checkpointing is transformers' own"
+    return plan_scorer(model, recipe.train.engine)
+
+
+def _canary_scores(scorer: Scorer, data: TrainingData) -> np.ndarray:
+    dataset = ReviewDataset([ids.tolist() for ids in data.validation.prompts[:CANARIES]])
+    return score_dataset(scorer, dataset, data.label_tokens, batch_size=CANARIES, pad_token_id=data.pad_token_id)
 
 
 def _tokenise(recipe: Recipe, base: Base, prepared: Prepared) -> tuple[TrainingData, dict[str, Any]]:
     builder = prompt_builder(base.tokenizer, recipe.prompt, prepared.labels)
-    eos, pad = int(base.model.config.eos_token_id), int(base.model.config.pad_token_id)
+    eos, pad = token_id(base.model, "eos_token_id"), token_id(base.model, "pad_token_id")
     tokens = label_token_ids(base.tokenizer, prepared.labels, eos)
     shown = with_free_text(prepared.train, recipe.prompt.text_share, recipe.train.seed)
     parts, truncation = [], {}

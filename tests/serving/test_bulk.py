@@ -280,8 +280,9 @@ def run_killed(run: Path, tmp_path: Path, kills: int) -> None:
         lines[row] = "too,few"
     source.write_text("\n".join(lines) + "\n", "utf-8")
     out = tmp_path / "out.csv"
+    script = Path(__file__).with_name("bulk_killed.py")
     answer = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("bulk_killed.py")), str(run), str(source), str(out), str(kills), "1"],
+        [sys.executable, str(script), str(run), str(source), str(out), str(kills), "1"],
         capture_output=True, text=True, check=False, timeout=900,
         env=os.environ | {"PYTHONWARNINGS": "ignore", "POLARS_MAX_THREADS": "1", "OMP_NUM_THREADS": "1"},
     )  # fmt: skip

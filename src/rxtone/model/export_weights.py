@@ -100,7 +100,7 @@ def _write_merged(model: T5ForConditionalGeneration, tokenizer: Tokenizer, folde
     model.to(DTYPES[precision])  # type: ignore[arg-type]  # transformers' stub of nn.Module.to
     model.save_pretrained(folder)
     ids = special_ids(model)
-    wrapped = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+    wrapped = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, unk_token="<unk>",  # noqa: S106  # a token of text
         pad_token=tokenizer.id_to_token(ids["pad"]), eos_token=tokenizer.id_to_token(ids["eos"]),
     )  # fmt: skip

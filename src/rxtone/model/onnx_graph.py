@@ -32,7 +32,6 @@ ACTIVATIONS = ("relu", "gelu_new", "gelu", "silu")
 
 
 # Below, the model and its modules are Any: nn.Module types every attribute as Tensor or Module.
-# ruff: noqa: ANN401
 
 
 class _Graph:
