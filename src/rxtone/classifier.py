@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from rxtone.config import PromptConfig, Recipe
 from rxtone.data.prompts import PromptBuilder
 from rxtone.data.reviews import Review
-from rxtone.errors import DataError, ModelError
+from rxtone.errors import DataError, ModelError, RecipeError
 from rxtone.model.base import (
     DTYPES,
     check_identity,
@@ -32,6 +32,7 @@ from rxtone.model.base import (
 )
 from rxtone.model.batches import ReviewDataset
 from rxtone.model.lora import check_adapter, load_adapter, merge
+from rxtone.model.runtimes import EXPORT, ExportedModel, open_exported, read_export
 from rxtone.model.scoring import (
     LabelTokens,
     Scorer,
@@ -183,10 +184,13 @@ class Classifier:
         """Log-probabilities of all labels for n reviews (see `Scores`)."""
         prompts = self.prompts.build_many(reviews)
         dataset = ReviewDataset([prompt.ids for prompt in prompts])
-        scores = score_dataset(
-            self.scorer, dataset, self.label_tokens, batch_size=batch_size,
-            pad_token_id=token_id(self.model, "pad_token_id"),
-        )  # fmt: skip
+        if isinstance(self.model, ExportedModel):
+            scores = self.model.score(dataset, batch_size)
+        else:
+            scores = score_dataset(
+                self.scorer, dataset, self.label_tokens, batch_size=batch_size,
+                pad_token_id=token_id(self.model, "pad_token_id"),
+            )  # fmt: skip
         return Scores(
             log_probabilities(scores) if len(scores) else scores,
             np.array([prompt.truncated for prompt in prompts], dtype=bool),
@@ -249,7 +253,7 @@ def load(
     """Load a tuned classifier.
 
     Args:
-        path: A run folder, an adapter folder, or the name of a bundled adapter.
+        path: A run folder, an adapter folder, an exported folder, or the name of a bundled adapter.
         base: Where the base is now, if not where it was in training; its identity is checked.
         recipe: Prompt, labels and base for a plain PEFT folder without classifier.json.
         precision: Precision of the weights; None takes that of the training where the device has it.
@@ -262,7 +266,13 @@ def load(
 
     Raises:
         ModelError: If anything is missing, damaged, or does not belong together.
+        RecipeError: If an exported folder is to take another base, recipe or precision.
     """
+    if (Path(path) / EXPORT).is_file():
+        if base is not None or recipe is not None or precision is not None:
+            msg = f"{path}: an exported folder is complete; leave out --base, --recipe and the precision"
+            raise RecipeError(msg)
+        return load_exported(Path(path), device=device)
     folder = adapter_folder(path)
     check_adapter(folder)
     spec = read_spec(folder, recipe)
@@ -277,6 +287,25 @@ def load(
         model = cast(merge(model), precision)  # type: ignore[arg-type]  # a PeftModel
     tokenizer = load_tokenizer(str(folder)) if (folder / "tokenizer.json").is_file() else loaded.tokenizer
     return make_classifier(model, tokenizer, spec, engine)
+
+
+def load_exported(folder: Path, *, device: str | torch.device | None = None) -> Classifier:
+    """Load what `rxtone export` wrote.
+
+    Args:
+        folder: A folder with export.json.
+        device: Where to compute a `merged` one; None chooses. The other runtimes use the CPU.
+
+    Returns:
+        The classifier.
+
+    Raises:
+        ModelError: If the folder is damaged, or its runtime is not installed.
+    """
+    record, spec, tokenizer = read_export(folder), read_spec(folder), load_tokenizer(str(folder))
+    place = torch.device(device) if device is not None else default_device()
+    tokens = label_token_ids(tokenizer, spec.labels, record.eos)
+    return make_classifier(open_exported(folder, record, tokenizer, tokens, place), tokenizer, spec)
 
 
 def zero_shot(recipe: Recipe, *, device: str | torch.device | None = None) -> Classifier:
