@@ -1,0 +1,42 @@
+# Every target sets up what it needs on a fresh machine: a virtual environment in .venv, torch's pinned build.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SETUP := $(VENV)/.installed
+TABLE ?= druglib:train
+BASE ?= google/flan-t5-base
+RECIPE ?= druglib
+OUT ?= runs/$(RECIPE)
+
+.PHONY: setup test lint types imports train clean
+
+setup: $(SETUP)
+
+# pip, not another installer, so that constraints.txt picks the one torch build everywhere.
+$(SETUP): pyproject.toml constraints.txt
+	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,tensorboard]'
+	touch $(SETUP)
+
+lint: setup
+	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/pydoclint --quiet src
+
+types: setup
+	$(BIN)/mypy
+
+imports: setup
+	$(BIN)/lint-imports
+
+test: lint types imports
+	$(BIN)/pytest
+
+# The main job on your table: make train TABLE=reviews.csv BASE=path/or/hub-id
+train: setup
+	$(BIN)/rxtone train $(RECIPE) --set data.train=$(TABLE) --set data.test=null --set model.base=$(BASE) --out $(OUT)
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

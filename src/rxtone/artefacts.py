@@ -1,0 +1,256 @@
+"""What a run leaves behind: the judgement on held-out reviews, its files, and the environment."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from rxtone.classifier import zero_shot
+from rxtone.config import cache_dir
+from rxtone.data.reviews import parse_rule, read_reviews
+from rxtone.data.tables import read_table
+from rxtone.errors import DataError
+from rxtone.evaluation.baselines import Baseline, fit_baselines, unavailable_baselines
+from rxtone.evaluation.card import render_card
+from rxtone.evaluation.evaluate import Evaluation, evaluate, evaluate_outputs
+from rxtone.evaluation.plots import confusion_figure, to_png
+from rxtone.evaluation.report import render_report
+from rxtone.preparation import SEEN, TEST, free_text, text_hash
+from rxtone.run import (
+    CARD,
+    EvaluationFolder,
+    RunFolder,
+    atomic_path,
+    read_json_lines,
+    write_bytes,
+    write_json,
+    write_text,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rxtone.classifier import Classifier
+    from rxtone.config import Recipe
+    from rxtone.data.reviews import Review
+    from rxtone.model.base import Base
+    from rxtone.model.lora import AdapterSummary
+    from rxtone.preparation import Prepared
+
+PACKAGES = ("rxtone", "torch", "transformers", "peft", "tokenizers", "safetensors", "polars", "numpy", "scikit-learn")
+
+
+def judge(classifier: Classifier, recipe: Recipe, prepared: Prepared) -> Evaluation:
+    """Judge a trained classifier on its held-out reviews, beside the baselines and the bare base.
+
+    Args:
+        classifier: The reloaded classifier.
+        recipe: The recipe it comes from.
+        prepared: The reviews of the run.
+
+    Returns:
+        The evaluation; `free_text` in its metrics judges the same reviews without field names, where
+        the recipe trains that form too.
+    """
+    baselines: list[Baseline] = []
+    if recipe.evaluation.baselines:
+        # Validation rows chose nothing for the baselines, so where there is a test they may learn from them.
+        known = prepared.train + (prepared.validation if prepared.held_out_name == TEST else [])
+        baselines += fit_baselines(known, prepared.held_out, prepared.labels)
+    if recipe.evaluation.zero_shot:
+        bare = zero_shot(recipe).score(prepared.held_out, batch_size=recipe.evaluation.batch_size)
+        baselines.append(Baseline("zero_shot", "the base without adapter (zero-shot)", bare.log_probs.argmax(1)))
+    evaluation = evaluate(classifier, prepared.held_out, split_name=prepared.held_out_name, baselines=baselines)
+    if recipe.prompt.text_share > 0:
+        texts = [free_text(review) for review in prepared.held_out]
+        evaluation.metrics["free_text"] = evaluate(classifier, texts, split_name=prepared.held_out_name).metrics
+    return evaluation
+
+
+def judge_table(
+    classifier: Classifier, folder: Path, source: str, *, mode: str = "score"
+) -> Evaluation:
+    """Judge a classifier on another labelled table.
+
+    Args:
+        classifier: The loaded classifier.
+        folder: Its run or adapter folder, where data.json is looked for.
+        source: The table.
+        mode: `score`, or `generate` for comparison: outputs that are no label count as errors.
+
+    Returns:
+        The evaluation. Rows that repeat a training text are counted in `training_rows`, and the split
+        is then not called a test.
+    """
+    spec = classifier.spec
+    table = read_table(source, cache_dir())
+    reviews = read_reviews(
+        table, spec.text_fields, spec.label_column, parse_rule(spec.label_rule), every_label=False
+    )
+    record = _data_record(folder)
+    seen = set(record["training_text_hashes"]) if record else set()
+    repeats = sum(text_hash(review) in seen for review in reviews)
+    name = SEEN if repeats else TEST
+    if mode == "generate":
+        evaluation = evaluate_outputs(spec.labels, reviews, classifier.generate(reviews), split_name=name)
+    else:
+        evaluation = evaluate(
+            classifier, reviews, split_name=name, baselines=_refitted(classifier, record, reviews)
+        )
+    evaluation.metrics["training_rows"] = repeats if record else None
+    evaluation.metrics["table"] = {"source": table.path, "sha256": table.sha256, "rows": len(reviews)}
+    return evaluation
+
+
+def write_evaluation(
+    run: RunFolder, classifier: Classifier, recipe: Recipe, prepared: Prepared, evaluation: Evaluation
+) -> Path:
+    """Write metrics.json, predictions.parquet, the picture, the report and the model card of a run.
+
+    Args:
+        run: The run folder.
+        classifier: The judged classifier.
+        recipe: Its recipe.
+        prepared: Its reviews.
+        evaluation: What was found.
+
+    Returns:
+        The path of the report.
+    """
+    folder = EvaluationFolder(run.evaluation)
+    folder.path.mkdir(exist_ok=True)
+    with atomic_path(folder.predictions) as temporary:
+        evaluation.predictions.write_parquet(temporary)
+    metrics = evaluation.metrics
+    for normalised, name in ((False, "confusion-counts.png"), (True, "confusion-share.png")):
+        figure = confusion_figure(metrics["confusion_matrix"], classifier.labels, normalised=normalised)
+        write_bytes(folder.path / name, to_png(figure))
+    record = json.loads(run.data.read_text("utf-8"))
+    environment = json.loads(run.environment.read_text("utf-8"))
+    write_text(folder.report, render_report({
+        "title": run.path.name,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "metrics": metrics,
+        "facts": _facts(recipe, record, environment),
+        "history": read_json_lines(run.metrics_log),
+        "cut_fields": record["truncation"].get("test", record["truncation"]["validation"])["cut_reviews_by_field"],
+        "environment": {key: str(value) for key, value in (environment["packages"] | environment["machine"]).items()},
+        "commands": [f"rxtone train {run.path.name}/config.yaml --out NEW_FOLDER"],
+        "notes": _notes(metrics, record),
+    }))  # fmt: skip
+    card = render_card(
+        base=str(classifier.spec.base["name"]), recipe=recipe.model_dump(mode="json"), record=record, metrics=metrics
+    )
+    write_text(run.adapter / CARD, card)
+    write_json(folder.metrics, metrics)  # last: where it stands, all of the evaluation stands
+    return folder.report
+
+
+def environment_record(
+    run: RunFolder, base: Base, summary: AdapterSummary, reload_check: dict[str, Any]
+) -> dict[str, Any]:
+    """What environment.json holds: versions, machine, precision, adapter, speed and memory of the run."""
+    steps = [line for line in read_json_lines(run.metrics_log) if "loss" in line]
+    seconds = sum(line["seconds"] for line in steps)
+    return {
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "machine": {
+            "python": sys.version.split()[0],
+            "system": f"{platform.system()} {platform.machine()}",
+            "processor": torch.cpu.get_capabilities().get("cpu_name") or platform.processor(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        },
+        "precision": base.precision,
+        "base": base.identity.to_json(),
+        "adapter": {
+            "modules": list(summary.modules), "trainable": summary.trainable, "total": summary.total,
+            "share": summary.share,
+        },
+        "training": {
+            "steps": len(steps),
+            "seconds": seconds,
+            "reviews_per_second": sum(line["reviews"] for line in steps) / seconds if seconds else None,
+            "peak_memory_bytes": max((line["peak_memory_bytes"] for line in steps), default=None),
+        },
+        "reload_check": reload_check,
+    }  # fmt: skip
+
+
+def _data_record(folder: Path) -> dict[str, Any] | None:
+    for place in (folder, folder.parent):
+        path = RunFolder(place).data
+        if path.is_file():
+            loaded: dict[str, Any] = json.loads(path.read_text("utf-8"))
+            return loaded
+    return None
+
+
+def _refitted(
+    classifier: Classifier, record: dict[str, Any] | None, reviews: Sequence[Review]
+) -> Sequence[Baseline]:
+    """The baselines, fitted again where the training table is at hand with the same hash."""
+    if record is None:
+        return unavailable_baselines("the run's data.json is not beside the adapter")
+    source = record["tables"]["train"]
+    spec = classifier.spec
+    try:
+        table = read_table(source["source"], cache_dir())
+        if table.sha256 != source["sha256"]:
+            return unavailable_baselines("the training table has changed since")
+        known = read_reviews(table, spec.text_fields, spec.label_column, parse_rule(spec.label_rule))
+    except DataError:
+        return unavailable_baselines("the training table is not at hand")
+    rows = set(record["splits"]["train"]["row_numbers"]) | set(record["splits"]["validation"]["row_numbers"])
+    return fit_baselines([review for review in known if review.row in rows], reviews, spec.labels)
+
+
+def _facts(recipe: Recipe, record: dict[str, Any], environment: dict[str, Any]) -> dict[str, dict[str, str]]:
+    splits, adapter, speed = record["splits"], environment["adapter"], environment["training"]
+    table = record["tables"]["train"]
+    data = {"training table": f"{table['source']} ({table['rows']} rows, sha256 {table['sha256'][:12]})"}
+    for name, part in splits.items():
+        shares = ", ".join(f"{label} {count}" for label, count in part["labels"].items())
+        data[f"{name} reviews"] = f"{part['rows']} ({shares})"
+    if record["dropped_test_rows"]:
+        data["dropped test rows"] = f"{record['dropped_test_rows']}, which repeat a training text"
+    lora, train = recipe.lora, recipe.train
+    model = {
+        "base": f"{recipe.model.base}" + (f" @ {recipe.model.revision}" if recipe.model.revision else ""),
+        "precision": environment["precision"],
+        "adapter": f"{lora.variant}, r={lora.r}, alpha={lora.lora_alpha:g}, dropout={lora.lora_dropout:g}",
+        "adapted layers": f"{len(adapter['modules'])} ({', '.join(lora.target_modules)})",
+        "trainable": f"{adapter['trainable']:,} of {adapter['total']:,} parameters ({adapter['share']:.2%})",
+    }
+    rate = speed["reviews_per_second"]
+    training = {
+        "objective": train.loss,
+        "steps": f"{speed['steps']} at {train.learning_rate:g} ({train.lr_scheduler_type})",
+        "seed": str(train.seed),
+        "speed": f"{rate:.1f} reviews/s" if rate else "not measured",
+        "peak memory": f"{speed['peak_memory_bytes'] / 2**30:.2f} GiB" if speed["peak_memory_bytes"] else "–",
+        "prompt": f"at most {recipe.prompt.max_tokens} tokens, cut by {recipe.prompt.truncation}",
+    }
+    return {"Data": data, "Model": model, "Training": training}
+
+
+def _notes(metrics: dict[str, Any], record: dict[str, Any]) -> list[str]:
+    notes = []
+    if metrics["split"] != TEST:
+        notes.append("These figures are on validation rows, which also chose the checkpoint: they flatter.")
+    never = [label for label, row in metrics["per_class"].items() if not row["precision"] and row["support"]]
+    if never:
+        notes.append(f"No review was rightly called {', '.join(never)}.")
+    if record["repeated_training_rows"]:
+        count = record["repeated_training_rows"]
+        notes.append(f"{count} rows of the training table repeat another row; repeats were kept on one side.")
+    return notes

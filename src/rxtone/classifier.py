@@ -1,0 +1,379 @@
+"""The central object: base + adapter + prompt + labels; reviews in, probabilities out.
+
+`classifier.json` beside the PEFT files carries all that a bare adapter lacks: the prompts, the labels
+and their rule, the truncation and the identity of the base. What is served is what was evaluated.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from rxtone.config import PromptConfig, Recipe
+from rxtone.data.prompts import PromptBuilder
+from rxtone.data.reviews import Review
+from rxtone.errors import DataError, ModelError
+from rxtone.model.base import (
+    DTYPES,
+    check_identity,
+    default_device,
+    identify,
+    load_base,
+    load_tokenizer,
+    resolve_precision,
+)
+from rxtone.model.batches import ReviewDataset
+from rxtone.model.lora import check_adapter, load_adapter, merge
+from rxtone.model.scoring import LabelTokens, label_token_ids, log_probabilities, score_dataset
+from rxtone.run import CLASSIFIER, write_json
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from tokenizers import Tokenizer
+
+FORMAT = 1
+VERSIONED = ("rxtone", "torch", "transformers", "peft", "tokenizers")
+
+
+class ClassifierSpec(BaseModel):
+    """The contents of classifier.json.
+
+    Attributes:
+        format: Version of this file's layout.
+        labels: Label words, in the recipe's order.
+        label_column: Column that held the label in the training table.
+        label_rule: Label -> condition on that column.
+        text_fields: Name in the prompt -> column.
+        prompt: Templates and truncation.
+        base: Identity of the base (see `BaseIdentity`).
+        precision: Precision of the base that the adapter was trained and evaluated with.
+        versions: Package versions at training time.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: int = FORMAT
+    labels: tuple[str, ...]
+    label_column: str
+    label_rule: dict[str, Any]
+    text_fields: dict[str, str]
+    prompt: PromptConfig
+    base: dict[str, str | None]
+    precision: str
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answer for one review.
+
+    Attributes:
+        label: The most probable label.
+        probabilities: Label -> probability; they sum to 1.
+        truncated: Whether the prompt did not hold the whole review.
+        abstained: Whether the classifier was asked to hold back when unsure, and did.
+    """
+
+    label: str
+    probabilities: dict[str, float]
+    truncated: bool
+    abstained: bool = False
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The numbers behind n predictions.
+
+    Attributes:
+        log_probs: float64, shape (n, k): log-probabilities over the labels.
+        truncated: bool, shape (n,).
+        n_tokens: int64, shape (n,): prompt tokens of the whole review, before any cut.
+    """
+
+    log_probs: np.ndarray
+    truncated: np.ndarray
+    n_tokens: np.ndarray
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A base with an adapter, ready to score.
+
+    Attributes:
+        model: T5ForConditionalGeneration, the adapter merged into it or around it.
+        tokenizer: The base's tokenizer.
+        spec: What classifier.json holds.
+        prompts: Turns a review into token ids.
+        label_tokens: The labels in the base's tokens.
+    """
+
+    model: torch.nn.Module
+    tokenizer: Tokenizer
+    spec: ClassifierSpec
+    prompts: PromptBuilder
+    label_tokens: LabelTokens
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Label words, in the recipe's order."""
+        return self.spec.labels
+
+    def predict(
+        self, reviews: Iterable[Review | str | Mapping[str, str]], *, batch_size: int = 32
+    ) -> list[Prediction]:
+        """Label reviews.
+
+        Args:
+            reviews: Each a `Review`, a free text, or a mapping of field (prompt name or column) to text.
+            batch_size: Reviews per batch.
+
+        Returns:
+            One prediction per review, in order.
+
+        Raises:
+            DataError: If a mapping has none of the fields, or a field this classifier does not know.
+        """
+        scores = self.score([self.as_review(review) for review in reviews], batch_size=batch_size)
+        probabilities = np.exp(scores.log_probs)
+        return [
+            Prediction(
+                self.labels[int(row.argmax())],
+                dict(zip(self.labels, (float(p) for p in row), strict=True)),
+                bool(truncated),
+            )
+            for row, truncated in zip(probabilities, scores.truncated, strict=True)
+        ]
+
+    def score(self, reviews: Sequence[Review], *, batch_size: int = 32) -> Scores:
+        """Log-probabilities of all labels for n reviews (see `Scores`)."""
+        prompts = self.prompts.build_many(reviews)
+        dataset = ReviewDataset([prompt.ids for prompt in prompts])
+        scores = score_dataset(
+            self.model, dataset, self.label_tokens, batch_size=batch_size,
+            pad_token_id=_token_id(self.model, "pad_token_id"),
+        )  # fmt: skip
+        return Scores(
+            log_probabilities(scores) if len(scores) else scores,
+            np.array([prompt.truncated for prompt in prompts], dtype=bool),
+            np.array([prompt.n_tokens_full for prompt in prompts], dtype=np.int64),
+        )
+
+    def generate(self, reviews: Sequence[Review], *, batch_size: int = 32) -> list[str]:
+        """Greedy free generation, for comparison with scoring only: nothing keeps it to the labels.
+
+        Args:
+            reviews: n reviews.
+            batch_size: Reviews per batch.
+
+        Returns:
+            n texts, stripped.
+        """
+        dataset = ReviewDataset([prompt.ids for prompt in self.prompts.build_many(reviews)])
+        texts: list[str] = []
+        longest = max(len(ids) for ids in self.label_tokens.targets())
+        device = next(self.model.parameters()).device
+        for start in range(0, len(dataset), batch_size):
+            indexes = range(start, min(start + batch_size, len(dataset)))
+            batch = dataset.batch(indexes, _token_id(self.model, "pad_token_id")).to(device)
+            with torch.inference_mode():
+                ids = self.model.generate(  # type: ignore[operator]  # GenerationMixin behind nn.Module
+                    input_ids=batch.input_ids, attention_mask=batch.attention_mask,
+                    max_new_tokens=longest + 2, do_sample=False, num_beams=1,
+                )  # fmt: skip
+            texts.extend(self.tokenizer.decode(row.tolist(), skip_special_tokens=True).strip() for row in ids)
+        return texts
+
+    def as_review(self, review: Review | str | Mapping[str, str]) -> Review:
+        """A text or a mapping as a `Review`."""
+        if isinstance(review, Review):
+            return review
+        if isinstance(review, str):
+            return Review(fields=(), text=review)
+        known = {**{column: name for name, column in self.spec.text_fields.items()}}
+        known |= {name: name for name in self.spec.text_fields}
+        unknown = [key for key in review if key not in known]
+        if unknown or not review:
+            names = ", ".join(self.spec.text_fields)
+            got = ", ".join(map(repr, review)) or "nothing"
+            msg = f"expected a review with fields among {names}, got {got}"
+            raise DataError(msg)
+        given = {known[key]: value for key, value in review.items()}
+        return Review(fields=tuple((name, given.get(name, "")) for name in self.spec.text_fields))
+
+
+def load(
+    path: str | Path,
+    *,
+    base: str | None = None,
+    recipe: Recipe | None = None,
+    precision: str | None = None,
+    device: str | torch.device | None = None,
+    merged: bool = True,
+) -> Classifier:
+    """Load a tuned classifier.
+
+    Args:
+        path: A run folder, an adapter folder, or the name of a bundled adapter.
+        base: Where the base is now, if not where it was in training; its identity is checked.
+        recipe: Prompt, labels and base for a plain PEFT folder without classifier.json.
+        precision: Precision of the weights; None takes that of the training where the device has it.
+        device: Where to compute; None chooses.
+        merged: Fold the adapter into the weights, in fp32, before any cast: faster, same labels.
+
+    Returns:
+        The classifier.
+
+    Raises:
+        ModelError: If anything is missing, damaged, or does not belong together.
+    """
+    folder = adapter_folder(path)
+    check_adapter(folder)
+    spec = read_spec(folder, recipe)
+    place = torch.device(device) if device is not None else default_device()
+    precision = resolve_precision(precision or _precision_here(spec.precision, place), place)
+    name = base or str(spec.base["name"])
+    revision = spec.base.get("revision") if base is None else None
+    check_identity(spec.base, identify(name, revision))
+    loaded = load_base(name, revision=revision, precision="fp32" if merged else precision, device=place)
+    model: torch.nn.Module = load_adapter(loaded.model, folder)
+    if merged:
+        model = cast(merge(model), precision)  # type: ignore[arg-type]  # a PeftModel
+    tokenizer = load_tokenizer(str(folder)) if (folder / "tokenizer.json").is_file() else loaded.tokenizer
+    return make_classifier(model, tokenizer, spec)
+
+
+def zero_shot(recipe: Recipe, *, device: str | torch.device | None = None) -> Classifier:
+    """The recipe's base without any adapter, asked with the same prompt."""
+    place = torch.device(device) if device is not None else default_device()
+    base = load_base(
+        recipe.model.base, revision=recipe.model.revision, precision=recipe.model.precision, device=place
+    )
+    return make_classifier(base.model, base.tokenizer, make_spec(recipe, base.identity.to_json(), base.precision))
+
+
+def make_classifier(model: torch.nn.Module, tokenizer: Tokenizer, spec: ClassifierSpec) -> Classifier:
+    """A classifier of a model at hand; the model is put into evaluation mode."""
+    model.eval()
+    tokens = label_token_ids(tokenizer, spec.labels, _token_id(model, "eos_token_id"))
+    return Classifier(model, tokenizer, spec, prompt_builder(tokenizer, spec.prompt, spec.labels), tokens)
+
+
+def make_spec(recipe: Recipe, base: dict[str, str | None], precision: str) -> ClassifierSpec:
+    """What classifier.json is to hold for a recipe on a base."""
+    return ClassifierSpec(
+        labels=tuple(recipe.data.label.rule),
+        label_column=recipe.data.label.column,
+        label_rule=recipe.data.label.rule,
+        text_fields=recipe.data.text_fields,
+        prompt=recipe.prompt,
+        base=base,
+        precision=precision,
+        versions={name: importlib.metadata.version(name) for name in VERSIONED},
+    )
+
+
+def write_spec(folder: Path, spec: ClassifierSpec) -> None:
+    """Write classifier.json into an adapter folder."""
+    write_json(folder / CLASSIFIER, spec.model_dump(mode="json"))
+
+
+def read_spec(folder: Path, recipe: Recipe | None = None) -> ClassifierSpec:
+    """Read classifier.json, or make its like from a recipe for a plain PEFT folder.
+
+    Args:
+        folder: An adapter folder.
+        recipe: Used only where there is no classifier.json.
+
+    Returns:
+        The spec.
+
+    Raises:
+        ModelError: If the file is missing or wrong.
+    """
+    path = folder / CLASSIFIER
+    if not path.is_file():
+        if recipe is None:
+            msg = f"{folder}: a plain PEFT folder, without {CLASSIFIER}; say how it is asked with --recipe RECIPE"
+            raise ModelError(msg)
+        base = identify(recipe.model.base, recipe.model.revision)
+        return make_spec(recipe, base.to_json(), recipe.model.precision)
+    try:
+        spec = ClassifierSpec.model_validate_json(path.read_bytes())
+    except (ValidationError, OSError) as error:
+        first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
+        where = ".".join(map(str, first["loc"])) or "the file"
+        msg = f"{path}: {where}: {first['msg']}; copy the adapter folder again"
+        raise ModelError(msg) from None
+    if spec.format != FORMAT:
+        msg = f"{path}: format {spec.format}, this rxtone reads {FORMAT}; upgrade rxtone"
+        raise ModelError(msg)
+    if tuple(spec.label_rule) != spec.labels or not spec.base.get("name"):
+        msg = f"{path}: its labels, label_rule and base do not fit together; copy the adapter folder again"
+        raise ModelError(msg)
+    return spec
+
+
+def adapter_folder(path: str | Path) -> Path:
+    """The adapter folder that a run folder, an adapter folder or a bundled name means.
+
+    Args:
+        path: What the user named.
+
+    Returns:
+        An existing folder.
+
+    Raises:
+        ModelError: If there is nothing of the kind.
+    """
+    given = Path(path)
+    if (given / "adapter_config.json").is_file():
+        return given
+    if (given / "adapter").is_dir():
+        return given / "adapter"
+    bundled = Path(str(resources.files("rxtone") / "bundled" / "adapters"))
+    names = sorted(entry.name for entry in bundled.iterdir() if entry.is_dir()) if bundled.is_dir() else []
+    if str(path) in names:
+        return bundled / str(path)
+    if (given / "config.yaml").is_file():
+        msg = f"{path}: this run has no adapter yet; finish it with `rxtone train ... --out {path} --resume`"
+        raise ModelError(msg)
+    listed = f" or a bundled adapter ({', '.join(names)})" if names else ""
+    msg = f"{path}: expected a run folder, an adapter folder{listed}; found none of these"
+    raise ModelError(msg)
+
+
+def prompt_builder(tokenizer: Tokenizer, prompt: PromptConfig, labels: tuple[str, ...]) -> PromptBuilder:
+    """The prompt builder of a recipe."""
+    return PromptBuilder(
+        tokenizer, template=prompt.template, text_template=prompt.text_template, labels=labels,
+        max_tokens=prompt.max_tokens, truncation=prompt.truncation,
+    )  # fmt: skip
+
+
+def cast(model: torch.nn.Module, precision: str) -> torch.nn.Module:
+    """Cast a merged model; under fp16 T5's `wo` stays fp32, without which it overflows."""
+    model.to(DTYPES[precision])
+    if precision == "fp16":
+        for name, module in model.named_modules():
+            if name.rpartition(".")[2] == "wo":
+                module.float()
+    return model
+
+
+def _precision_here(trained: str, device: torch.device) -> str:
+    # fp16 was a GPU's; elsewhere the device's own best takes its place.
+    return "auto" if trained == "fp16" and device.type == "cpu" else trained
+
+
+def _token_id(model: torch.nn.Module, name: str) -> int:
+    return int(getattr(model.config, name))  # type: ignore[arg-type]

@@ -1,0 +1,189 @@
+"""Labels are scored, never generated and parsed.
+
+The score of a label is the sum of its tokens' log-probabilities given the prompt, </s> included only
+where the labels differ in length (a longer label would otherwise pay for its length twice, and a
+label that is the beginning of another could not be told from it). Probabilities are the softmax over
+the labels' scores.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from rxtone.errors import RecipeError
+from rxtone.model.batches import IGNORE, scoring_batches
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tokenizers import Tokenizer
+
+    from rxtone.model.batches import Batch, ReviewDataset
+
+
+@dataclass(frozen=True)
+class LabelTokens:
+    """The labels as the model spells them.
+
+    Attributes:
+        ids: Token ids per label, without </s>.
+        with_eos: Whether </s> counts in the score.
+        eos: Id of </s>.
+    """
+
+    ids: tuple[tuple[int, ...], ...]
+    with_eos: bool
+    eos: int
+
+    def targets(self) -> tuple[tuple[int, ...], ...]:
+        """Token ids per label with </s>: what training teaches."""
+        return tuple((*ids, self.eos) for ids in self.ids)
+
+    def scored(self) -> tuple[tuple[int, ...], ...]:
+        """Token ids per label that enter the score."""
+        return self.targets() if self.with_eos else self.ids
+
+
+def label_token_ids(tokenizer: Tokenizer, labels: Sequence[str], eos: int) -> LabelTokens:
+    """Spell the labels in the base's tokens.
+
+    Args:
+        tokenizer: The base's tokenizer.
+        labels: Label words, in the recipe's order.
+        eos: Id of </s>.
+
+    Returns:
+        Their tokens.
+
+    Raises:
+        RecipeError: If two labels look the same to the tokenizer, or one has an unknown token.
+    """
+    ids = tuple(tuple(tokenizer.encode(label, add_special_tokens=False).ids) for label in labels)
+    unknown = _unknown_id(tokenizer)
+    for label, tokens in zip(labels, ids, strict=True):
+        if not tokens or unknown in tokens:
+            msg = f"label {label!r}: this base's tokenizer has no tokens for it; choose another label word"
+            raise RecipeError(msg)
+    for first in range(len(ids)):
+        for second in range(first):
+            if ids[first] == ids[second]:
+                msg = f"labels {labels[second]!r} and {labels[first]!r} are the same tokens for this base; rename one"
+                raise RecipeError(msg)
+    return LabelTokens(ids, len({len(tokens) for tokens in ids}) > 1, eos)
+
+
+def score_labels(model: torch.nn.Module, batch: Batch, label_tokens: LabelTokens) -> torch.Tensor:
+    """Log-probability of every label for every review: one encoder pass, one decoder pass.
+
+    Args:
+        model: T5ForConditionalGeneration, or PEFT around one.
+        batch: Prompts; labels are not read.
+        label_tokens: The k labels.
+
+    Returns:
+        float32, shape (batch, k): the sums that DESIGN calls label scores, over the full vocabulary.
+    """
+    scored = label_tokens.scored()
+    if all(len(tokens) == 1 for tokens in scored):
+        start = torch.full((len(batch.rows), 1), _start_id(model), device=batch.input_ids.device)
+        logits = model(
+            input_ids=batch.input_ids, attention_mask=batch.attention_mask, decoder_input_ids=start, use_cache=False
+        ).logits
+        return logits[:, 0].float().log_softmax(-1)[:, [tokens[0] for tokens in scored]]
+    return _score_sequences(model, batch, scored)
+
+
+def score_dataset(
+    model: torch.nn.Module, dataset: ReviewDataset, label_tokens: LabelTokens, *, batch_size: int, pad_token_id: int
+) -> np.ndarray:
+    """Score every review of a dataset, in batches of similar length, and keep only (rows, labels).
+
+    Args:
+        model: T5ForConditionalGeneration, or PEFT around one; its mode is left as it was.
+        dataset: n tokenised reviews.
+        label_tokens: The k labels.
+        batch_size: Most reviews per batch.
+        pad_token_id: Filler of short prompts.
+
+    Returns:
+        float64, shape (n, k): label scores, in the dataset's order.
+    """
+    device = next(model.parameters()).device
+    scores = np.zeros((len(dataset), len(label_tokens.ids)))
+    training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            for indexes in scoring_batches(dataset.lengths, batch_size=batch_size):
+                batch = dataset.batch(indexes, pad_token_id).to(device)
+                scores[indexes] = score_labels(model, batch, label_tokens).cpu().numpy()
+    finally:
+        model.train(training)
+    return scores
+
+
+def log_probabilities(scores: np.ndarray) -> np.ndarray:
+    """Softmax over the labels, in logarithms: scores of shape (n, k) to log-probabilities, float64."""
+    shifted = scores - scores.max(axis=1, keepdims=True)
+    normalised: np.ndarray = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return normalised
+
+
+def _score_sequences(
+    model: torch.nn.Module, batch: Batch, scored: tuple[tuple[int, ...], ...]
+) -> torch.Tensor:
+    device = batch.input_ids.device
+    rows, k = len(batch.rows), len(scored)
+    targets = torch.nn.utils.rnn.pad_sequence(
+        [torch.tensor(tokens, device=device) for tokens in scored], batch_first=True, padding_value=IGNORE
+    ).repeat(rows, 1)  # (rows * k, longest)
+    encoder = model.get_encoder()  # type: ignore[operator]
+    states = encoder(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
+    logits = model(
+        encoder_outputs=(states.repeat_interleave(k, 0),),
+        attention_mask=batch.attention_mask.repeat_interleave(k, 0),
+        decoder_input_ids=shift_right(targets, _start_id(model)),
+        use_cache=False,
+    ).logits
+    return target_log_probs(logits, targets).sum(-1).view(rows, k)
+
+
+def target_log_probs(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Log-probability of each target token.
+
+    Args:
+        logits: shape (batch, length, vocabulary).
+        targets: int64, shape (batch, length), -100 on padding.
+
+    Returns:
+        float32, shape (batch, length); 0 on padding.
+    """
+    return -torch.nn.functional.cross_entropy(
+        logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="none"
+    ).view(targets.shape)
+
+
+def shift_right(targets: torch.Tensor, start: int) -> torch.Tensor:
+    """Decoder inputs for targets of shape (batch, length): the start token, then all but the last.
+
+    Padding (-100) becomes the start token, which only padded positions see.
+    """
+    shifted = targets.new_full(targets.shape, start)
+    shifted[:, 1:] = targets[:, :-1]
+    return shifted.masked_fill(shifted == IGNORE, start)
+
+
+def _start_id(model: torch.nn.Module) -> int:
+    return int(model.config.decoder_start_token_id)  # type: ignore[union-attr, arg-type]
+
+
+def _unknown_id(tokenizer: Tokenizer) -> int | None:
+    for token in ("<unk>", "[UNK]"):
+        found = tokenizer.token_to_id(token)
+        if found is not None:
+            return found
+    return None

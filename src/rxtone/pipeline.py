@@ -1,0 +1,190 @@
+"""The whole story: table -> reviews -> splits -> prompts -> adapter -> run folder -> evaluation.
+
+Start reading here. Each stage is one call into the room that owns it; `train` yields what happened
+and nobody is called back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rxtone.artefacts import environment_record, judge, write_evaluation
+from rxtone.classifier import load, make_spec, prompt_builder, write_spec
+from rxtone.config import Recipe, dump_recipe, load_recipe
+from rxtone.errors import RunError
+from rxtone.model.base import Base, default_device, load_base
+from rxtone.model.batches import ReviewDataset
+from rxtone.model.lora import AdapterSummary, add_adapter, peft_state, save_adapter
+from rxtone.model.scoring import label_token_ids, log_probabilities, score_dataset
+from rxtone.preparation import Prepared, label_indexes, prepare, truncation_record, with_free_text
+from rxtone.reload import check_reload
+from rxtone.run import RunFolder, atomic_folder, create_run, truncate_log, write_json, write_text
+from rxtone.training.checkpoint import newest_checkpoint, read_progress
+from rxtone.tracking import open_trackers
+from rxtone.training.loop import Event, TrainingData, fit
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from peft import PeftModel
+
+    from rxtone.classifier import ClassifierSpec
+    from rxtone.evaluation.evaluate import Evaluation
+
+CANARIES = 16
+
+
+@dataclass(frozen=True)
+class DataReady:
+    """The reviews are read and split; `record` is what data.json holds."""
+
+    record: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class AdapterReady:
+    """The adapter is on the base."""
+
+    summary: AdapterSummary
+    precision: str
+    device: str
+    resumed_step: int
+
+
+@dataclass(frozen=True)
+class Reloaded:
+    """The saved adapter gave the trained probabilities in a fresh process."""
+
+    check: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """The held-out reviews are judged and the report is written."""
+
+    evaluation: Evaluation
+    report: Path
+
+
+StoryEvent = Event | DataReady | AdapterReady | Reloaded | Evaluated
+
+
+def train(recipe: Recipe, out: Path, *, resume: bool = False) -> Iterator[StoryEvent]:
+    """Run a recipe into a run folder.
+
+    Args:
+        recipe: The whole experiment.
+        out: Folder of the run.
+        resume: Continue what is there; a finished run is left as it is.
+
+    Yields:
+        What happened, in order: data, adapter, steps, validations, checkpoints, reload, evaluation.
+
+    Raises:
+        RxtoneError: With the branch that says what was wrong; what was saved before stays usable.
+    """
+    run = create_run(out, resume=resume)
+    if resume:
+        _check_same_recipe(run, recipe)
+    if not run.finished():
+        yield from _train_adapter(recipe, run)
+    if recipe.evaluation.enabled and not (run.evaluation / "metrics.json").is_file():
+        prepared = prepare(recipe.data, recipe.train.seed)
+        classifier = load(run.adapter, base=_local_base(recipe))
+        evaluation = judge(classifier, recipe, prepared)
+        yield Evaluated(evaluation, write_evaluation(run, classifier, recipe, prepared, evaluation))
+
+
+def _train_adapter(recipe: Recipe, run: RunFolder) -> Iterator[StoryEvent]:
+    prepared = prepare(recipe.data, recipe.train.seed)
+    device = default_device()
+    base = load_base(
+        recipe.model.base, revision=recipe.model.revision, precision=recipe.model.precision, device=device
+    )
+    spec = make_spec(recipe, base.identity.to_json(), base.precision)
+    data, truncation = _tokenise(recipe, base, prepared)
+    model, summary = add_adapter(base.model, recipe.lora, recipe.train.seed)
+    pissa_start = peft_state(model) if recipe.lora.variant == "pissa" else None
+    checkpoint = newest_checkpoint(run.checkpoints)
+    resumed = read_progress(checkpoint).step if checkpoint else 0
+    truncate_log(run.metrics_log, resumed)
+    write_text(run.config, dump_recipe(_pinned(recipe, base)))
+    write_json(run.data, prepared.record | {"truncation": truncation})
+    yield DataReady(prepared.record | {"truncation": truncation})
+    yield AdapterReady(summary, base.precision, str(device), resumed)
+    trackers = open_trackers(run, recipe)
+    for event in fit(model, data, recipe.train, run.checkpoints, resume_from=checkpoint):
+        for track in trackers:
+            track(event)
+        yield event
+    canaries = [ids.tolist() for ids in data.validation.prompts[:CANARIES]]
+    scores = score_dataset(
+        model, ReviewDataset(canaries), data.label_tokens, batch_size=CANARIES, pad_token_id=data.pad_token_id
+    )
+    _save(run, model, base, spec, pissa_start)
+    check = check_reload(
+        run.adapter, recipe.model.base, prepared.validation[:CANARIES], log_probabilities(scores), base.precision
+    )
+    write_json(run.environment, environment_record(run, base, summary, check))
+    yield Reloaded(check)
+
+
+def _tokenise(recipe: Recipe, base: Base, prepared: Prepared) -> tuple[TrainingData, dict[str, Any]]:
+    builder = prompt_builder(base.tokenizer, recipe.prompt, prepared.labels)
+    eos, pad = int(base.model.config.eos_token_id), int(base.model.config.pad_token_id)
+    tokens = label_token_ids(base.tokenizer, prepared.labels, eos)
+    shown = with_free_text(prepared.train, recipe.prompt.text_share, recipe.train.seed)
+    parts, truncation = [], {}
+    for name, reviews in (("train", shown), ("validation", prepared.validation), ("test", prepared.held_out)):
+        prompts = builder.build_many(reviews)
+        truncation[name] = truncation_record(prompts)
+        classes = label_indexes(reviews, prepared.labels)
+        targets = [tokens.targets()[index] for index in classes]
+        parts.append((ReviewDataset([prompt.ids for prompt in prompts], targets), classes))
+    if prepared.held_out is prepared.validation:
+        del truncation["test"]
+    (train_set, train_classes), (validation, validation_classes), _ = parts
+    data = TrainingData(
+        train_set, train_classes, validation, validation_classes, prepared.labels, tokens, pad_token_id=pad
+    )
+    return data, truncation
+
+
+def _save(
+    run: RunFolder, model: PeftModel, base: Base, spec: ClassifierSpec, pissa_start: dict[str, Any] | None
+) -> None:
+    """Write the adapter folder whole: PEFT files, tokenizer, classifier.json."""
+    with atomic_folder(run.adapter) as folder:
+        save_adapter(model, folder, base.identity.name, pissa_start)
+        base.tokenizer.save(str(folder / "tokenizer.json"))
+        write_spec(folder, spec)
+
+
+def _pinned(recipe: Recipe, base: Base) -> Recipe:
+    model = recipe.model.model_copy(update={"revision": base.identity.revision})
+    return recipe.model_copy(update={"model": model})
+
+
+def _local_base(recipe: Recipe) -> str | None:
+    return recipe.model.base if Path(recipe.model.base).is_dir() else None
+
+
+def _check_same_recipe(run: RunFolder, recipe: Recipe) -> None:
+    if not run.config.is_file():
+        return
+    before = load_recipe(run.config).model_dump(mode="json")
+    now = recipe.model_dump(mode="json")
+    if now["model"]["revision"] is None:
+        now["model"]["revision"] = before["model"]["revision"]
+    changed = [
+        f"{group}.{key} was {before[group][key]!r}, is {value!r}"
+        for group in now
+        for key, value in now[group].items()
+        if before[group].get(key) != value and group not in {"evaluation", "track"}
+    ]
+    if changed:
+        listed = "; ".join(changed)
+        msg = f"{run.path}: cannot resume with another recipe ({listed}); start a new run with another --out"
+        raise RunError(msg)

@@ -1,0 +1,301 @@
+"""The run folder: the only module that knows the file names in it, and how to write them safely.
+
+A file is written beside its place, flushed to disk and renamed, so a reader sees the old state or
+the new one, never half of it. A folder that must be whole (a checkpoint, an adapter) is filled under
+another name, closed with a manifest of hashes and then renamed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rxtone.errors import RunError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths inside one run."""
+
+    path: Path
+
+    def __fspath__(self) -> str:
+        """The folder's path, so that a run can stand wherever a path is expected."""
+        return str(self.path)
+
+    @property
+    def config(self) -> Path:
+        """The resolved recipe."""
+        return self.path / "config.yaml"
+
+    @property
+    def data(self) -> Path:
+        """Rows, splits, hashes, label and truncation counts."""
+        return self.path / "data.json"
+
+    @property
+    def metrics_log(self) -> Path:
+        """One JSON line per optimiser step and per validation."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def environment(self) -> Path:
+        """Versions, device, precision."""
+        return self.path / "environment.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of `step-NNNNNN` checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def adapter(self) -> Path:
+        """The tuned adapter: a plain PEFT folder with classifier.json beside."""
+        return self.path / "adapter"
+
+    @property
+    def evaluation(self) -> Path:
+        """Folder of the evaluation after training."""
+        return self.path / "evaluation"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Folder of TensorBoard events."""
+        return self.path / "tensorboard"
+
+    def finished(self) -> bool:
+        """Whether training ended and its adapter is in place."""
+        return (self.adapter / CLASSIFIER).is_file()
+
+    def has_training_state(self) -> bool:
+        """Whether anything of a training run is here that a new run would overwrite."""
+        return self.config.exists() or self.metrics_log.exists() or self.adapter.exists()
+
+
+CLASSIFIER = "classifier.json"
+"""What rxtone adds to a PEFT folder."""
+CARD = "README.md"
+"""The model card: for people, rewritten with the figures after evaluation, so no part of the manifest."""
+
+
+@dataclass(frozen=True)
+class EvaluationFolder:
+    """Paths inside one evaluation."""
+
+    path: Path
+
+    @property
+    def metrics(self) -> Path:
+        """All figures."""
+        return self.path / "metrics.json"
+
+    @property
+    def predictions(self) -> Path:
+        """One row per review."""
+        return self.path / "predictions.parquet"
+
+    @property
+    def report(self) -> Path:
+        """The self-contained page."""
+        return self.path / "report.html"
+
+
+def create_run(path: Path, *, resume: bool) -> RunFolder:
+    """Make a run folder, or open the one to resume.
+
+    Args:
+        path: Where the run is to live.
+        resume: Whether an existing run may be continued.
+
+    Returns:
+        The folder, which exists.
+
+    Raises:
+        RunError: If something else is in the way.
+    """
+    run = RunFolder(path)
+    if path.exists() and not path.is_dir():
+        msg = f"{path}: expected a folder for the run, found a file; choose another --out"
+        raise RunError(msg)
+    if not resume and run.has_training_state():
+        msg = f"{path}: already holds a run; add --resume to continue it, or choose another --out"
+        raise RunError(msg)
+    if not resume and path.is_dir() and any(path.iterdir()):
+        msg = f"{path}: expected an empty or new folder for the run, found other files; choose another --out"
+        raise RunError(msg)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        msg = f"{path}: cannot make the run folder: {error.strerror}"
+        raise RunError(msg) from None
+    return run
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file in one step: whole or not at all.
+
+    Args:
+        path: Destination; its folder must exist.
+        content: Bytes to write.
+
+    Raises:
+        RunError: If the disk refuses; nothing is left behind.
+    """
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_text(path: Path, content: str) -> None:
+    """Write a UTF-8 text file in one step (see `write_bytes`)."""
+    write_bytes(path, content.encode("utf-8"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write strict JSON in one step; NaN and infinities are written as null (see `write_bytes`)."""
+    write_text(path, json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Give a temporary path that replaces `path` when the block ends well.
+
+    Args:
+        path: Destination file; its folder must exist.
+
+    Yields:
+        Where to write; on an error it is removed and the destination is untouched.
+
+    Raises:
+        RunError: If the disk refuses.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        _sync(temporary)
+        temporary.replace(path)
+        _sync(path.parent)
+    except OSError as error:
+        msg = f"{path}: cannot be written: {error.strerror or error}; nothing was changed"
+        raise RunError(msg) from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Give a temporary folder that becomes `path`, with a manifest, when the block ends well.
+
+    Args:
+        path: Destination folder; replaced if it exists.
+
+    Yields:
+        Folder to fill.
+
+    Raises:
+        RunError: If the disk refuses; the destination then holds what it held before.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+        temporary.chmod(0o755)
+    except OSError as error:
+        msg = f"{path}: cannot be written: {error.strerror or error}"
+        raise RunError(msg) from None
+    try:
+        yield temporary
+        _write_manifest(temporary)
+        old = temporary.with_suffix(".old")
+        if path.exists():
+            path.rename(old)
+        temporary.rename(path)
+        _sync(path.parent)
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        msg = f"{path}: cannot be written: {error.strerror or error}; nothing was changed"
+        raise RunError(msg) from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def whole(folder: Path) -> bool:
+    """Whether a folder written by `atomic_folder` is exactly as it was written."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
+        return bool(manifest) and all(file_sha256(folder / name) == digest for name, digest in manifest.items())
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def file_sha256(path: Path) -> str:
+    """Hex SHA-256 of a file."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def append_json_line(path: Path, record: Mapping[str, Any]) -> None:
+    """Append one JSON line (see `write_json` for numbers that are not finite)."""
+    with path.open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(_finite(dict(record)), allow_nan=False) + "\n")
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """Read a JSON-lines log; a last line cut off by a crash is left out.
+
+    Args:
+        path: The log; a missing one is empty.
+
+    Returns:
+        One dictionary per whole line.
+    """
+    if not path.exists():
+        return []
+    records = []
+    for line in path.read_text("utf-8").splitlines():
+        with contextlib.suppress(ValueError):
+            records.append(json.loads(line))
+    return records
+
+
+def truncate_log(path: Path, last_step: int) -> None:
+    """Drop the lines of a metrics log that come after an optimiser step, for a resumed run."""
+    kept = [record for record in read_json_lines(path) if record["step"] <= last_step]
+    write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
+
+
+def _write_manifest(folder: Path) -> None:
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != CARD)
+    for path in files:
+        _sync(path)
+    write_json(folder / MANIFEST, {str(path.relative_to(folder)): file_sha256(path) for path in files})
+    _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

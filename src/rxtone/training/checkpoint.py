@@ -1,0 +1,166 @@
+"""The state of a run on disk: safetensors and JSON, nothing that can run code.
+
+`checkpoints/step-NNNNNN/` holds the adapter, AdamW's moments, the random generators and the position
+in the run. A folder counts only when its manifest fits every byte; older ones go only after a newer
+one is whole.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from rxtone.errors import RunError
+from rxtone.model.lora import adapter_state, set_adapter_state
+from rxtone.run import atomic_folder, whole
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from peft import PeftModel
+
+ADAPTER, OPTIMIZER, RANDOM, PROGRESS = (
+    "adapter.safetensors", "optimizer.safetensors", "random.safetensors", "progress.json",
+)  # fmt: skip
+NAME = re.compile(r"step-(\d{6,})")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands.
+
+    Attributes:
+        step: Optimiser steps done.
+        epoch: The pass under way, from 0.
+        position: Steps done in this pass.
+        epoch_loss: Sum of the losses of this pass, and
+        epoch_weight: the weight it is the sum over.
+        best_step: Step of the best validation, whose checkpoint is kept; None before the first.
+        best_macro_f1: Its macro-F1.
+        stale: Validations since then.
+    """
+
+    step: int = 0
+    epoch: int = 0
+    position: int = 0
+    epoch_loss: float = 0.0
+    epoch_weight: float = 0.0
+    best_step: int | None = None
+    best_macro_f1: float = -1.0
+    stale: int = 0
+
+
+def save_checkpoint(folder: Path, model: PeftModel, optimizer: torch.optim.Optimizer, progress: Progress) -> Path:
+    """Write a checkpoint whole, then drop those that are neither this one nor the best.
+
+    Args:
+        folder: The run's `checkpoints` folder.
+        model: The adapted model.
+        optimizer: AdamW over its trainable parameters.
+        progress: Where the run stands.
+
+    Returns:
+        The new checkpoint's folder.
+    """
+    target = folder / f"step-{progress.step:06d}"
+    with atomic_folder(target) as temporary:
+        save_file(adapter_state(model), temporary / ADAPTER)
+        save_file(_optimizer_tensors(model, optimizer), temporary / OPTIMIZER)
+        save_file(_random_state(), temporary / RANDOM)
+        (temporary / PROGRESS).write_text(json.dumps(asdict(progress)), "utf-8")
+    for step, path in _numbered(folder):
+        if step not in {progress.step, progress.best_step}:
+            shutil.rmtree(path, ignore_errors=True)
+    return target
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The latest whole checkpoint, or None; damaged ones are passed over."""
+    for _, path in sorted(_numbered(folder), reverse=True):
+        if whole(path):
+            return path
+    return None
+
+
+def read_progress(checkpoint: Path) -> Progress:
+    """Where the run stood at a checkpoint."""
+    try:
+        return Progress(**json.loads((checkpoint / PROGRESS).read_text("utf-8")))
+    except (TypeError, ValueError, OSError) as error:
+        msg = f"{checkpoint}: its {PROGRESS} cannot be used: {error}; remove this checkpoint and resume again"
+        raise RunError(msg) from None
+
+
+def load_checkpoint(checkpoint: Path, model: PeftModel, optimizer: torch.optim.Optimizer) -> Progress:
+    """Put a run back to where it stood.
+
+    Args:
+        checkpoint: A whole checkpoint folder.
+        model: The adapted model, freshly made from the same recipe.
+        optimizer: A fresh AdamW over its trainable parameters.
+
+    Returns:
+        The progress; adapter, optimiser and random generators are restored in place.
+    """
+    set_adapter_state(model, load_file(checkpoint / ADAPTER))
+    saved = load_file(checkpoint / OPTIMIZER)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and f"{name}.step" in saved:
+            optimizer.state[parameter] = {
+                key: saved[f"{name}.{key}"].to("cpu" if key == "step" else parameter.device)
+                for key in ("step", "exp_avg", "exp_avg_sq")
+            }
+    random = load_file(checkpoint / RANDOM)
+    torch.set_rng_state(random["cpu"])
+    if "cuda" in random and torch.cuda.is_available():
+        torch.cuda.set_rng_state(random["cuda"])
+    return read_progress(checkpoint)
+
+
+def load_best(folder: Path, progress: Progress, model: PeftModel) -> None:
+    """Put the adapter of the best validation into the model.
+
+    Args:
+        folder: The run's `checkpoints` folder.
+        progress: Where the run ended.
+        model: The adapted model.
+
+    Raises:
+        RunError: If that checkpoint is gone or damaged.
+    """
+    if progress.best_step is None or progress.best_step == progress.step:
+        return
+    path = folder / f"step-{progress.best_step:06d}"
+    if not whole(path):
+        msg = f"{path}: the best checkpoint is missing or damaged; train again from the recipe"
+        raise RunError(msg)
+    set_adapter_state(model, load_file(path / ADAPTER))
+
+
+def _numbered(folder: Path) -> list[tuple[int, Path]]:
+    if not folder.is_dir():
+        return []
+    found = ((NAME.fullmatch(path.name), path) for path in folder.iterdir() if path.is_dir())
+    return [(int(match[1]), path) for match, path in found if match]
+
+
+def _optimizer_tensors(model: PeftModel, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    return {
+        f"{name}.{key}": optimizer.state[parameter][key].detach().cpu().contiguous()
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and parameter in optimizer.state
+        for key in ("step", "exp_avg", "exp_avg_sq")
+    }
+
+
+def _random_state() -> dict[str, torch.Tensor]:
+    state = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state

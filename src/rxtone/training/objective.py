@@ -1,0 +1,102 @@
+"""What training minimises.
+
+A loss comes as a sum and the weight it is the sum over, so that accumulation over batches of
+different sizes gives the same gradient as one large batch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from rxtone.errors import RecipeError
+from rxtone.model.batches import IGNORE
+from rxtone.model.scoring import score_labels, shift_right, target_log_probs
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from rxtone.model.batches import Batch
+    from rxtone.model.scoring import LabelTokens
+
+
+def loss_sum(
+    model: torch.nn.Module,
+    batch: Batch,
+    classes: torch.Tensor,
+    label_tokens: LabelTokens,
+    *,
+    loss: str,
+    class_weights: torch.Tensor,
+) -> tuple[torch.Tensor, float]:
+    """The summed, weighted loss of a batch.
+
+    Args:
+        model: T5ForConditionalGeneration, or PEFT around one.
+        batch: Prompts and label tokens of b reviews.
+        classes: int64, shape (b,): index of each review's label.
+        label_tokens: The k labels.
+        loss: `token_ce` (every label token and </s>, full vocabulary, as transformers does) or
+            `label_ce` (cross-entropy of the softmax over the k label scores).
+        class_weights: float32, shape (k,).
+
+    Returns:
+        The sum (a scalar with a graph) and the total weight: of tokens or of reviews.
+
+    Raises:
+        RecipeError: If the loss is unknown.
+    """
+    weights = class_weights[classes]
+    if loss == "token_ce":
+        if batch.labels is None:
+            msg = "token_ce needs label tokens; this batch has none"
+            raise RecipeError(msg)
+        start = int(model.config.decoder_start_token_id)  # type: ignore[union-attr, arg-type]
+        logits = model(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            decoder_input_ids=shift_right(batch.labels, start),
+            use_cache=False,
+        ).logits
+        nll = -target_log_probs(logits, batch.labels)
+        token_weights = weights[:, None] * (batch.labels != IGNORE)
+        return (nll * token_weights).sum(), float(token_weights.sum())
+    if loss == "label_ce":
+        scores = score_labels(model, batch, label_tokens)
+        nll = torch.nn.functional.cross_entropy(scores, classes, reduction="none")
+        return (nll * weights).sum(), float(weights.sum())
+    msg = f"train.loss: expected token_ce or label_ce, got {loss!r}"
+    raise RecipeError(msg)
+
+
+def class_weight_vector(
+    spec: str | Mapping[str, float] | None, classes: np.ndarray, labels: Sequence[str]
+) -> np.ndarray:
+    """The weight of each class.
+
+    Args:
+        spec: None, `balanced` (n / (k * count), as scikit-learn has it) or label -> weight.
+        classes: int, shape (n,): label indexes of the training reviews.
+        labels: The k label words.
+
+    Returns:
+        float32, shape (k,).
+
+    Raises:
+        RecipeError: If a label is missing, unknown, or its weight is not positive and finite.
+    """
+    if spec is None:
+        return np.ones(len(labels), dtype=np.float32)
+    if isinstance(spec, str):
+        counts = np.bincount(classes, minlength=len(labels))
+        return (len(classes) / (len(labels) * counts)).astype(np.float32)
+    if set(spec) != set(labels):
+        msg = f"train.class_weights: expected a weight for each of {', '.join(labels)}, got {', '.join(spec)}"
+        raise RecipeError(msg)
+    weights = np.array([spec[label] for label in labels], dtype=np.float32)
+    if not (np.isfinite(weights).all() and (weights > 0).all()):
+        msg = f"train.class_weights: expected positive numbers, got {dict(spec)}"
+        raise RecipeError(msg)
+    return weights
