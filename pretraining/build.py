@@ -106,9 +106,7 @@ def run_instruction_tuning(shop: Workshop, plan: DistillPlan) -> None:
     imdb, drugs = probe_rows(shop.passages, "imdb", 400), probe_rows(shop.passages, "drugscom", 640)
 
     def probe(student: T5ForConditionalGeneration) -> dict[str, float]:
-        return zero_shot(student, shop.tokenizer, imdb, "imdb") | zero_shot(
-            student, shop.tokenizer, drugs, "drugscom"
-        )
+        return zero_shot(student, shop.tokenizer, imdb, "imdb") | zero_shot(student, shop.tokenizer, drugs, "drugscom")
 
     stream = batches(iter(ExampleStream(shop.passages, seed=1)), shop.tokenizer, BATCH_TOKENS)
     instruct(learner, load_teacher(torch.bfloat16), shop.to_teacher, stream, plan, shop.out, probe)
@@ -126,12 +124,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/pretraining"), help="working folder")
     parser.add_argument("--corpus", type=Path, default=CORPUS, help="folder of the source texts")
-    parser.add_argument(
-        "--base", type=Path, default=Path("src/rxtone/bundled/base"), help="where the model goes"
-    )
-    parser.add_argument(
-        "--stages", default="distill,instruct,export", help="comma-separated, run in this order"
-    )
+    parser.add_argument("--base", type=Path, default=Path("src/rxtone/bundled/base"), help="where the model goes")
+    parser.add_argument("--stages", default="distill,instruct,export", help="comma-separated, run in this order")
     parser.add_argument("--distill-steps", type=int, default=6000)
     parser.add_argument("--instruct-steps", type=int, default=4000)
     parser.add_argument("--threads", type=int, default=2)
@@ -142,7 +136,7 @@ def main() -> None:
     if "distill" in stages:
         run_distillation(shop, DistillPlan(arguments.distill_steps))
     if "instruct" in stages:
-        plan = DistillPlan(arguments.instruct_steps, learning_rate=5e-4, warmup=100, decay=0.6)
+        plan = DistillPlan(arguments.instruct_steps, learning_rate=5e-4, warmup=100, decay=0.6, probe_every=500)
         run_instruction_tuning(shop, plan)
     if "export" in stages:
         run_export(shop, arguments.base)

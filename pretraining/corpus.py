@@ -65,9 +65,7 @@ def _zip_lines(path: Path, member: str) -> list[str]:
     with zipfile.ZipFile(path) as archive:
         names = [name for name in archive.namelist() if member in name and "README" not in name]
         return [
-            line
-            for name in sorted(names)
-            for line in archive.read(name).decode("utf-8", errors="replace").splitlines()
+            line for name in sorted(names) for line in archive.read(name).decode("utf-8", errors="replace").splitlines()
         ]
 
 
@@ -113,6 +111,9 @@ def _polar(folder: Path) -> Iterator[Passage]:
     for member, tag in (("plot", "objective"), ("quote", "subjective")):
         for line in _zip_lines(folder / "nltk_subjectivity.zip", member):
             yield Passage("subjectivity", clean(line), tag=tag)
+
+
+def _products(folder: Path) -> Iterator[Passage]:
     for part in ("1", "2"):
         for line in _zip_lines(folder / f"nltk_product_reviews_{part}.zip", "product_reviews"):
             marks, _, text = line.partition("##")
@@ -133,5 +134,5 @@ def read_corpus(folder: Path) -> list[Passage]:
     Raises:
         FileNotFoundError: A source file is missing.
     """
-    passages = [*_rated(folder), *_unrated(folder), *_polar(folder)]
+    passages = [*_rated(folder), *_unrated(folder), *_polar(folder), *_products(folder)]
     return [passage for passage in passages if " " in passage.text]

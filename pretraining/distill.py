@@ -155,9 +155,7 @@ def distill(
     while step < plan.steps:
         rate = set_rate(optimizer, step, plan)
         ids, mask = sampler.batch(step)
-        loss, cosine = distill_loss(
-            learner, encode(ids, mask), hidden_states(teacher, to_teacher[ids], mask), mask
-        )
+        loss, cosine = distill_loss(learner, encode(ids, mask), hidden_states(teacher, to_teacher[ids], mask), mask)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         step_safely(parameters, optimizer, step)

@@ -36,9 +36,7 @@ def export_base(student: T5ForConditionalGeneration, tokenizer: Path, folder: Pa
     }
     size = sum(value.numel() * value.element_size() for value in weights.values())
     if size > MAX_BYTES:
-        msg = (
-            f"expected weights of at most {MAX_BYTES} bytes, got {size}: prune the vocabulary or the decoder"
-        )
+        msg = f"expected weights of at most {MAX_BYTES} bytes, got {size}: prune the vocabulary or the decoder"
         raise ValueError(msg)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     generation = {"decoder_start_token_id": 0, "eos_token_id": 1, "pad_token_id": 0, "max_new_tokens": 4}

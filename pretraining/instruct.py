@@ -58,9 +58,7 @@ def batches(examples: Iterator[Example], tokenizer: Tokenizer, tokens: int) -> I
             groups[length] = []
 
 
-def answer_logits(
-    student: T5ForConditionalGeneration, encoded: Tensor, mask: Tensor, answers: Tensor
-) -> Tensor:
+def answer_logits(student: T5ForConditionalGeneration, encoded: Tensor, mask: Tensor, answers: Tensor) -> Tensor:
     """Logits of the answer and the end mark, (b, 2, vocabulary), the answer fed to the second position."""
     start = torch.stack([torch.zeros_like(answers), answers], 1)
     with torch.autocast("cpu", torch.bfloat16):

@@ -49,7 +49,8 @@ TOPIC = (
     "Name the topic: film, book, electronics, kitchen or medicine:",
 )
 QUESTION = (
-    "Which kind of health question is this: information, symptoms, treatment, inheritance, frequency, causes, tests, research, outlook, risk or prevention?",
+    "Which kind of health question is this: information, symptoms, treatment, inheritance, frequency, causes, tests, "
+    "research, outlook, risk or prevention?",
 )
 FIELD_NAMES = (
     ("Benefits", "Side Effects", "Comments"),
@@ -122,17 +123,15 @@ class ExampleStream:
         self._pools = _pools(passages)
         self._rng = np.random.default_rng(seed)
         self._tasks: tuple[tuple[float, Callable[[], Example]], ...] = (
-            (0.30, self._drug), (0.22, self._film), (0.14, self._product), (0.20, self._phrase),
-            (0.06, self._patchwork), (0.03, self._topic), (0.02, self._subjectivity), (0.03, self._question),
+            (0.30, self._drug), (0.20, self._film), (0.14, self._product), (0.25, self._phrase),
+            (0.04, self._patchwork), (0.03, self._topic), (0.02, self._subjectivity), (0.02, self._question),
         )  # fmt: skip
 
     def __iter__(self) -> Iterator[Example]:
         """Examples without end."""
         chances = np.cumsum([chance for chance, _ in self._tasks])
         while True:
-            yield self._tasks[int(np.searchsorted(chances, self._rng.random() * chances[-1], side="right"))][
-                1
-            ]()
+            yield self._tasks[int(np.searchsorted(chances, self._rng.random() * chances[-1], side="right"))][1]()
 
     def _pick(self, items: Sequence[str]) -> str:
         return items[int(self._rng.integers(len(items)))]
@@ -147,21 +146,13 @@ class ExampleStream:
             return text
         place = self._rng.random()
         start = (
-            0
-            if place < 0.25
-            else len(parts) - words
-            if place < 0.7
-            else int(self._rng.integers(len(parts) - words))
+            0 if place < 0.25 else len(parts) - words if place < 0.7 else int(self._rng.integers(len(parts) - words))
         )
         return " ".join(parts[start : start + words])
 
     def _fields(self, text: str) -> str:
         """A review as three fields: its sentences dealt out in order, now and then one field empty or "None"."""
-        names = (
-            FIELD_NAMES[0]
-            if self._rng.random() < 0.7
-            else FIELD_NAMES[int(self._rng.integers(len(FIELD_NAMES)))]
-        )
+        names = FIELD_NAMES[0] if self._rng.random() < 0.7 else FIELD_NAMES[int(self._rng.integers(len(FIELD_NAMES)))]
         sentences = _SENTENCE.split(text)
         cuts = np.sort(self._rng.integers(0, len(sentences) + 1, size=2))
         parts = [" ".join(piece) for piece in np.split(np.array(sentences, dtype=object), cuts)]
@@ -182,9 +173,7 @@ class ExampleStream:
         if chance < 0.86:
             return Example(f"{self._pick(MIXED)}\n{body}", "mixed" if 4 <= rating <= 7 else label)
         if chance < 0.92:
-            word = ("terrible", "terrible", "bad", "bad", "okay", "okay", "good", "good", "great", "great")[
-                rating - 1
-            ]
+            word = ("terrible", "terrible", "bad", "bad", "okay", "okay", "good", "good", "great", "great")[rating - 1]
             return Example(f"{self._pick(WORDS)}\n{body}", word)
         if label == "neutral":
             return Example(f"{self._pick(THREE_WAY)}\n{body}", label)
@@ -193,7 +182,7 @@ class ExampleStream:
         return Example(f"{self._pick(YES_NO)}\n{body}", "yes" if label == "positive" else "no")
 
     def _drug(self) -> Example:
-        label = ("positive", "neutral", "negative")[int(np.searchsorted((0.5, 0.7), self._rng.random()))]
+        label = ("positive", "neutral", "negative")[int(np.searchsorted((0.52, 0.66), self._rng.random()))]
         passage = self._passage(self._pools.drugs[label])
         return self._rated(self._crop(passage.text, 150), passage.rating or 0, fields=0.6)
 

@@ -29,16 +29,12 @@ def probe_rows(passages: Sequence[Passage], source: str, limit: int) -> list[Pas
 
 
 @torch.no_grad()
-def features(
-    student: T5ForConditionalGeneration, tokenizer: Tokenizer, rows: Sequence[Passage]
-) -> NDArray[np.float32]:
+def features(student: T5ForConditionalGeneration, tokenizer: Tokenizer, rows: Sequence[Passage]) -> NDArray[np.float32]:
     """Mean token states of layers 3 and 6, (n, 2 d)."""
     encode = FastEncoder(student, torch.bfloat16, compiled=False)
     found = []
     for start in range(0, len(rows), 24):
-        ids, mask = pad(
-            [tokenizer.encode(r.text).ids[:PROBE_TOKENS] for r in rows[start : start + 24]], PROBE_TOKENS
-        )
+        ids, mask = pad([tokenizer.encode(r.text).ids[:PROBE_TOKENS] for r in rows[start : start + 24]], PROBE_TOKENS)
         streams = encode(ids, mask)
         found.append(torch.cat([pooled(streams[LAYERS[0]], mask), pooled(streams[-1], mask)], 1))
     return torch.cat(found).float().numpy()
@@ -70,13 +66,10 @@ def zero_shot(
     guess: list[str] = []
     for start in range(0, len(rows), 24):
         prompts = [
-            tokenizer.encode(f"{REFERENCE}\n{row.text}").ids[: PROBE_TOKENS + 24]
-            for row in rows[start : start + 24]
+            tokenizer.encode(f"{REFERENCE}\n{row.text}").ids[: PROBE_TOKENS + 24] for row in rows[start : start + 24]
         ]
         ids, mask = pad(prompts, PROBE_TOKENS + 24)
-        logits = answer_logits(
-            student, encode(ids, mask)[-1], mask, torch.zeros(len(prompts), dtype=torch.long)
-        )
+        logits = answer_logits(student, encode(ids, mask)[-1], mask, torch.zeros(len(prompts), dtype=torch.long))
         guess.extend(labels[int(best)] for best in logits[:, 0, columns].argmax(-1))
     truth = [sentiment_of(row.rating or 0) for row in rows]
     return {

@@ -1,4 +1,4 @@
-"""Training state on disk: tensors in safetensors, numbers in JSON, replaced in one move so a kill leaves a whole one."""
+"""Training state: tensors in safetensors, numbers in JSON, replaced in one move so a kill leaves one whole."""
 
 import json
 import shutil
@@ -26,9 +26,7 @@ def save_state(folder: Path, step: int, module: nn.Module, optimizer: Optimizer)
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
     named = dict(module.named_parameters())
-    save_file(
-        {name: value.detach().contiguous() for name, value in named.items()}, fresh / "parameters.safetensors"
-    )
+    save_file({name: value.detach().contiguous() for name, value in named.items()}, fresh / "parameters.safetensors")
     moments = {name: value.clone() for name, value in _moments(named, optimizer)}
     save_file(moments, fresh / "moments.safetensors")
     (fresh / "state.json").write_text(json.dumps({"step": step}) + "\n", encoding="utf-8")

@@ -90,9 +90,7 @@ class BatchSampler:
         lengths = np.diff(store.starts)
         self._cumulative: list[tuple[NDArray[np.int64], NDArray[np.float64]]] = []
         for bucket in BUCKETS:
-            eligible = np.flatnonzero(
-                lengths >= min(4 if bucket.length <= 32 else bucket.length // 2, lengths.max())
-            )
+            eligible = np.flatnonzero(lengths >= min(4 if bucket.length <= 32 else bucket.length // 2, lengths.max()))
             counts = np.bincount(store.sources[eligible], minlength=len(store.names))
             share = np.array([SOURCE_SHARES.get(name, 0.01) for name in store.names])
             weights = (share / np.maximum(counts, 1))[store.sources[eligible]]
@@ -105,9 +103,7 @@ class BatchSampler:
         length = BUCKETS[number].length
         eligible, cumulative = self._cumulative[number]
         drawn = eligible[
-            np.searchsorted(cumulative, rng.random(self._tokens // length), side="right").clip(
-                max=len(eligible) - 1
-            )
+            np.searchsorted(cumulative, rng.random(self._tokens // length), side="right").clip(max=len(eligible) - 1)
         ]
         texts = []
         for text in drawn:

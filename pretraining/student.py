@@ -57,9 +57,7 @@ def layer_weights(block: T5Block) -> tuple[Tensor, ...]:
     )  # fmt: skip
 
 
-def encoder_layer(
-    states: Tensor, bias: Tensor, weights: tuple[Tensor, ...], heads: int, dtype: torch.dtype
-) -> Tensor:
+def encoder_layer(states: Tensor, bias: Tensor, weights: tuple[Tensor, ...], heads: int, dtype: torch.dtype) -> Tensor:
     """One T5 encoder block; matrix products in `dtype`, the residual stream in float32.
 
     Args:
@@ -86,18 +84,23 @@ def encoder_layer(
     return states + functional.linear(inner, wo.to(dtype)).float()
 
 
-def attention_bias(model: T5ForConditionalGeneration, mask: Tensor) -> Tensor:
-    """Relative position bias of the encoder plus the mask, (b, heads, s, s) float32."""
+def position_buckets(model: T5ForConditionalGeneration, length: int) -> Tensor:
+    """T5's bucket of each pair's distance, (length, length)."""
     attention = model.encoder.block[0].layer[0].SelfAttention
-    length = mask.shape[1]
     position = torch.arange(length)
-    bucket = attention._relative_position_bucket(
+    found: Tensor = attention._relative_position_bucket(
         position[None, :] - position[:, None],
         bidirectional=True,
         num_buckets=attention.relative_attention_num_buckets,
         max_distance=attention.relative_attention_max_distance,
     )
-    bias = attention.relative_attention_bias(bucket).permute(2, 0, 1)[None]
+    return found
+
+
+def attention_bias(model: T5ForConditionalGeneration, mask: Tensor) -> Tensor:
+    """Relative position bias of the encoder plus the mask, (b, heads, s, s) float32."""
+    table = model.encoder.block[0].layer[0].SelfAttention.relative_attention_bias
+    bias = table(position_buckets(model, mask.shape[1])).permute(2, 0, 1)[None]
     hidden = torch.zeros(mask.shape, dtype=torch.float32).masked_fill(mask == 0, -1e9)
     return bias + hidden[:, None, None, :]
 
@@ -117,9 +120,7 @@ class FastEncoder:
         bias = attention_bias(self._model, mask)
         streams = [states]
         for block in encoder.block:
-            states = self._layer(
-                states, bias, layer_weights(block), self._model.config.num_heads, self._dtype
-            )
+            states = self._layer(states, bias, layer_weights(block), self._model.config.num_heads, self._dtype)
             streams.append(states)
         streams.append(rms_norm(states, encoder.final_layer_norm.weight))
         return streams

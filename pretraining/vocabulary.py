@@ -55,9 +55,7 @@ def prune(teacher_file: Path, groups: Iterable[list[str]], size: int) -> Tokeniz
         total = sum(counts.values())
         score.update({piece: round(1e12 * n / total) for piece, n in counts.items()})
     known = teacher.get_vocab()
-    always = [p for p in known if len(p.removeprefix("##")) == 1 and p.isascii()] + [
-        a for a in ANSWERS if a in known
-    ]
+    always = [p for p in known if len(p.removeprefix("##")) == 1 and p.isascii()] + [a for a in ANSWERS if a in known]
     kept = dict.fromkeys([PAD, EOS, UNK, *sorted(set(always), key=known.__getitem__)])
     for piece, _ in sorted(score.items(), key=lambda item: (-item[1], item[0])):
         if len(kept) == size:

@@ -89,9 +89,7 @@ def test_special_tokens_answers_and_round_trip(tokenizer: Tokenizer, tmp_path: P
     assert tokenizer.get_vocab_size() == 234
     for answer in ANSWERS:
         assert len(tokenizer.encode(answer, add_special_tokens=False).ids) == 1, answer
-    assert (
-        tokenizer.decode(tokenizer.encode("Good pill, NO side effects\n").ids) == "good pill, no side effects"
-    )
+    assert tokenizer.decode(tokenizer.encode("Good pill, NO side effects\n").ids) == "good pill, no side effects"
     save_tokenizer(tokenizer, tmp_path)
     opened = AutoTokenizer.from_pretrained(tmp_path)
     assert opened("no side effects").input_ids == tokenizer.encode("no side effects").ids
@@ -122,7 +120,7 @@ def test_transplant_is_closer_to_the_teacher_than_chance(tokenizer: Tokenizer, t
     assert len(maps) == 7
     assert all(matrix.shape == (24, 24) for matrix in maps)
     # Word vectors survive the missing positions almost whole; what follows can only be worse.
-    assert fit["layer0.input"] > 0.4
+    assert fit["states0"] > 0.4
     fresh = torch.randint(3, 400, (20, 32))
     with torch.no_grad():
         found = FastEncoder(student, torch.float32, compiled=False)(fresh, mask[:20])[-1] @ maps[-1]
@@ -137,9 +135,7 @@ def test_layer_states_are_the_teachers_own(teacher: BertModel) -> None:
     layer = teacher.encoder.layer[2]
     middle = layer.attention.output.LayerNorm(states[2].inputs + states[2].attention)
     assert torch.allclose(middle, states[2].middle, atol=1e-5)
-    assert torch.allclose(
-        layer.output.LayerNorm(middle + states[2].feed_forward), states[3].inputs, atol=1e-5
-    )
+    assert torch.allclose(layer.output.LayerNorm(middle + states[2].feed_forward), states[3].inputs, atol=1e-5)
 
 
 def test_batches_depend_on_the_step_alone(tokenizer: Tokenizer, tmp_path: Path) -> None:
@@ -152,9 +148,7 @@ def test_batches_depend_on_the_step_alone(tokenizer: Tokenizer, tmp_path: Path) 
     assert (ids.gather(1, mask.sum(1, keepdim=True) - 1) == 1).all()
 
 
-def test_distillation_learns_and_resumes_exactly(
-    tokenizer: Tokenizer, teacher: BertModel, tmp_path: Path
-) -> None:
+def test_distillation_learns_and_resumes_exactly(tokenizer: Tokenizer, teacher: BertModel, tmp_path: Path) -> None:
     identity = torch.arange(400)
     draws = sampler(tokenizer, tmp_path)
 
@@ -169,8 +163,8 @@ def test_distillation_learns_and_resumes_exactly(
         lines = (tmp_path / folder / "distill.jsonl").read_text().splitlines()
         return trained, [json.loads(line)["loss"] for line in lines]
 
-    whole, losses = run("whole", 60)
-    parts, _ = run("parts", 25, 60)
+    whole, losses = run("whole", 40)
+    parts, _ = run("parts", 15, 40)
     assert losses[-1] < 0.8 * losses[0]
     for (name, left), (_, right) in zip(whole.named_parameters(), parts.named_parameters(), strict=True):
         assert torch.equal(left, right), name
@@ -209,9 +203,7 @@ def test_overflowing_gradients_stop_the_run() -> None:
         step_safely([weight], torch.optim.SGD([weight], lr=0.1), 7)
 
 
-def test_instruction_tuning_learns_an_answer(
-    tokenizer: Tokenizer, teacher: BertModel, tmp_path: Path
-) -> None:
+def test_instruction_tuning_learns_an_answer(tokenizer: Tokenizer, teacher: BertModel, tmp_path: Path) -> None:
     words = (("good", "positive"), ("bad", "negative"))
     examples = (Example(f"is it {word} {n}", answer) for n in range(100000) for word, answer in words)
     stream = batches(examples, tokenizer, 256)
