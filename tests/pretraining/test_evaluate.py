@@ -68,7 +68,7 @@ def test_the_command_runs_through_the_pipeline(
     table = pl.DataFrame(rows, schema=["rating", "benefitsReview", "sideEffectsReview", "commentsReview"], orient="row")
     table.with_columns(pl.col("rating").cast(pl.String)).write_parquet(tmp_path / "reviews.parquet")
     arguments = ["evaluate", "--table", str(tmp_path / "reviews.parquet"), "--base", str(tiny_base), "--folds", "3",
-                 "--out", str(tmp_path / "out"), "--set", "train.max_steps=2", "--only", "2", "--threads", "1",
+                 "--out", str(tmp_path / "out"), "--set", "train.max_steps=2", "--only", "1", "--threads", "1",
                  "--set", "prompt.max_tokens=48"]  # fmt: skip
     monkeypatch.setattr("sys.argv", arguments)
     main()
