@@ -70,8 +70,9 @@ def prepare(out: Path, corpus: Path, shape: StudentShape) -> Workshop:
     return Workshop(out, shape, passages, tokenizer, torch.tensor(teacher_ids(tokenizer, teacher_file)))
 
 
-def grow(shop: Workshop, sampler: BatchSampler, tokens: int = 48000) -> Learner:
+def grow(shop: Workshop, positions: float, tokens: int = 48000) -> Learner:
     """A student transplanted from the teacher, with its maps; the fit's figures go to `transplant.json`."""
+    sampler = BatchSampler(load_store(shop.out / "corpus.npz"), tokens=3072, seed=0)
     texts: list[list[int]] = []
     step = 10**6  # far from the steps of the training proper
     while sum(len(text) for text in texts) < tokens:
@@ -79,17 +80,17 @@ def grow(shop: Workshop, sampler: BatchSampler, tokens: int = 48000) -> Learner:
         step += 1
     ids, mask = pad(texts, 160)
     teacher, student = load_teacher(torch.float32), new_student(shop.shape, seed=0)
-    fit, maps = transplant(teacher, student, ids, mask, shop.to_teacher.tolist())
+    fit, maps = transplant(teacher, student, ids, mask, shop.to_teacher.tolist(), positions, even_out=positions > 0)
     states = hidden_states(teacher, shop.to_teacher[ids[:100]], mask[:100])
     scales = [feature_scale(states[layer][mask[:100].bool()]) for layer in LAYERS]
     (shop.out / "transplant.json").write_text(json.dumps(fit, indent=2) + "\n", encoding="utf-8")
     return Learner(student, [maps[layer] for layer in LAYERS], scales)
 
 
-def run_distillation(shop: Workshop, plan: DistillPlan) -> None:
+def run_distillation(shop: Workshop, plan: DistillPlan, positions: float) -> None:
     """The stage up to a distilled encoder in `state/`."""
     sampler = BatchSampler(load_store(shop.out / "corpus.npz"), BATCH_TOKENS, seed=0)
-    learner = shop.blank_learner() if (shop.out / "state").exists() else grow(shop, sampler)
+    learner = shop.blank_learner() if (shop.out / "state").exists() else grow(shop, positions)
     imdb, drugs = probe_rows(shop.passages, "imdb", 500), probe_rows(shop.passages, "drugscom", 500)
 
     def probe(student: T5ForConditionalGeneration) -> dict[str, float]:
@@ -126,15 +127,17 @@ def main() -> None:
     parser.add_argument("--corpus", type=Path, default=CORPUS, help="folder of the source texts")
     parser.add_argument("--base", type=Path, default=Path("src/rxtone/bundled/base"), help="where the model goes")
     parser.add_argument("--stages", default="distill,instruct,export", help="comma-separated, run in this order")
-    parser.add_argument("--distill-steps", type=int, default=6000)
-    parser.add_argument("--instruct-steps", type=int, default=4000)
+    parser.add_argument("--distill-steps", type=int, default=1135)
+    parser.add_argument("--instruct-steps", type=int, default=3600)
+    parser.add_argument("--positions", type=float, default=0.0, help="share of the teacher's position profile")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     shop = prepare(arguments.out, arguments.corpus, StudentShape())
     stages = arguments.stages.split(",")
     if "distill" in stages:
-        run_distillation(shop, DistillPlan(arguments.distill_steps))
+        # No decay: the instruction tuning goes on from here with the same loss beside its own.
+        run_distillation(shop, DistillPlan(arguments.distill_steps, decay=0.0), arguments.positions)
     if "instruct" in stages:
         plan = DistillPlan(arguments.instruct_steps, learning_rate=5e-4, warmup=100, decay=0.6, probe_every=500)
         run_instruction_tuning(shop, plan)

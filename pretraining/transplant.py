@@ -7,7 +7,9 @@ streams leave the direction of ones free; it holds a constant, and through it th
 
 BERT adds a vector per absolute position, T5 adds a number per head and distance to the attention logits, the same in
 all layers. So each teacher layer's mean logit by distance is measured, its heads are reordered until heads of like
-profile share a number in all layers, and the mean profile becomes the student's position bias.
+profile share a place in all layers, and the mean profile becomes the student's position bias. That is on request: on
+12,000 tokens it raised the explained variance of layer 1's attention output from 0.34 to 0.59, but how much of the gain
+is left after a whole distillation was not measured.
 """
 
 from dataclasses import dataclass
@@ -191,7 +193,8 @@ def transplant(
     ids: Tensor,
     mask: Tensor,
     to_teacher: list[int],
-    positions: float = 1.0,
+    positions: float = 0.0,
+    even_out: bool = False,
 ) -> tuple[dict[str, float], list[Tensor]]:
     """Fits the student's encoder to the teacher on sample tokens; changes `model` in place.
 
@@ -201,7 +204,8 @@ def transplant(
         ids: Student ids of sample texts, (b, s); 20,000 tokens are enough.
         mask: 1 for a token, 0 for padding, (b, s).
         to_teacher: Teacher id of each student id.
-        positions: Share of the mean position profile that becomes the position bias.
+        positions: Share of the mean position profile that becomes the position bias; 0 leaves it to be learned.
+        even_out: Whether matrices are brought to like sizes at the end.
 
     Returns:
         The explained variance of each fitted matrix, and for each layer boundary (embeddings first, the normed output
@@ -226,5 +230,6 @@ def transplant(
             fit = _Fit(f"layer{index}", mask, bias, orders[index], explained)
             stream = _fit_attention(block, source, stream, states[index], fit)
             stream = _fit_feed_forward(block, source, stream, states[index], fit)
-    _even_out(model, shrink=4.0)
+    if even_out:
+        _even_out(model, shrink=4.0)
     return explained, maps

@@ -32,7 +32,7 @@ from pretraining.state import load_state, save_state
 from pretraining.store import BatchSampler, build_store, load_store, pad
 from pretraining.student import FastEncoder, StudentShape, new_student
 from pretraining.teacher import hidden_states, layer_states, teacher_folder
-from pretraining.transplant import transplant
+from pretraining.transplant import align_heads, transplant
 from pretraining.vocabulary import ANSWERS, prune, save_tokenizer, teacher_ids
 
 TEXTS = [f"the pill number {n} was good and it helped my head , no side effects at all" for n in range(40)]
@@ -127,6 +127,28 @@ def test_transplant_is_closer_to_the_teacher_than_chance(tokenizer: Tokenizer, t
         wanted = hidden_states(teacher, fresh, mask[:20])[-1]
     error = (found - wanted).pow(2).sum() / (wanted - wanted.mean((0, 1))).pow(2).sum()
     assert error < 0.6
+
+
+def test_evening_out_changes_no_output(teacher: BertModel) -> None:
+    torch.manual_seed(5)
+    ids, mask = torch.randint(3, 400, (20, 32)), torch.ones(20, 32, dtype=torch.int64)
+    outputs, sizes = [], []
+    for even_out in (False, True):
+        student = new_student(SHAPE, seed=0)
+        transplant(teacher, student, ids, mask, list(range(400)), positions=0.5, even_out=even_out)
+        with torch.no_grad():
+            outputs.append(FastEncoder(student, torch.float32, compiled=False)(ids, mask)[-1])
+        attention = student.encoder.block[0].layer[0].SelfAttention
+        sizes.append(float(attention.q.weight.detach().norm() / attention.k.weight.detach().norm()))
+    assert torch.allclose(outputs[0], outputs[1], atol=1e-3)
+    assert sizes[0] < 0.5 < 0.95 < sizes[1] < 1.05
+
+
+def test_heads_of_like_profile_share_a_place() -> None:
+    profile = torch.tensor([[4.0, 0.0], [0.0, 3.0], [0.0, 0.0]])
+    orders, mean = align_heads(torch.stack([profile, profile[[2, 0, 1]]]))
+    assert orders.tolist() == [[0, 1, 2], [1, 2, 0]]
+    assert torch.equal(mean, profile)
 
 
 def test_layer_states_are_the_teachers_own(teacher: BertModel) -> None:
