@@ -18,7 +18,9 @@ from rxtone.config import Recipe, check_recipe
 SHARED = Path(__file__).parents[1].parent / "shared"
 DRUGLIB = SHARED / "data" / "druglib" / "drugLibTrain_raw.tsv"
 REFERENCE_BASE = SHARED / "models" / "reference_base"
-needs_shared = pytest.mark.skipif(not DRUGLIB.is_file(), reason="needs ../shared, the reference data beside the checkout")
+needs_shared = pytest.mark.skipif(
+    not DRUGLIB.is_file(), reason="needs ../shared, the reference data beside the checkout"
+)
 
 GOOD = ("great", "relief", "helped", "wonderful")
 MIXED = ("average", "partly", "some", "middling")
@@ -27,7 +29,7 @@ FILLER = ("the", "pill", "was", "for", "me", "and", "then", "pain", "sleep", "no
 PROMPT = ("Classify", "the", "sentiment", "of", "this", "review", "as", "positive", "neutral", "or", "negative",
           "Benefits", "Side", "Effects", ":", ",", ".", "...", "very")  # fmt: skip
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # the models are tiny, and tests may run side by side
 
 
 def tiny_tokenizer() -> Tokenizer:
@@ -70,14 +72,20 @@ def tiny_rows(n: int, seed: int) -> list[tuple[str, str, str]]:
     for index in range(n):
         rating, words = ((9, GOOD), (5, MIXED), (2, BAD))[index % 3]
         fields = [
-            " ".join([*generator.choices(FILLER, k=generator.randint(1, 6)), generator.choice(words), *generator.choices(FILLER, k=2)])
+            " ".join(
+                [
+                    *generator.choices(FILLER, k=generator.randint(1, 6)),
+                    generator.choice(words),
+                    *generator.choices(FILLER, k=2),
+                ]
+            )
             for _ in range(2)
         ]
         rows.append((str(rating), *fields))
     return rows
 
 
-def write_tiny_table(path: Path, n: int = 90, seed: int = 1) -> Path:
+def write_tiny_table(path: Path, n: int = 240, seed: int = 1) -> Path:
     lines = ["rating,benefits,effects", *(",".join(row) for row in tiny_rows(n, seed))]
     path.write_text("\n".join(lines) + "\n", "utf-8")
     return path
@@ -97,7 +105,8 @@ def tiny_values(base: Path, table: Path) -> dict:
         "prompt": {"max_tokens": 48},
         "model": {"base": str(base), "precision": "fp32"},
         "lora": {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "target_modules": ["q", "k", "v", "o", "wi_0", "wi_1", "wo"]},
-        "train": {"learning_rate": 0.03, "num_train_epochs": 6, "early_stopping_patience": None, "seed": 7},
+        "train": {"learning_rate": 0.02, "num_train_epochs": 6, "early_stopping_patience": None, "seed": 7},
+        "evaluation": {"reload_check": False},  # a process of its own takes seconds; `tiny_run` does it once
     }  # fmt: skip
 
 
@@ -112,5 +121,5 @@ def tiny_run(tiny_base: Path, tiny_table: Path, tmp_path_factory: pytest.TempPat
     from rxtone import api
 
     out = tmp_path_factory.mktemp("runs") / "tiny"
-    api.train(check_recipe(tiny_values(tiny_base, tiny_table), "tiny"), out=out)
+    api.train(check_recipe(tiny_values(tiny_base, tiny_table) | {"evaluation": {}}, "tiny"), out=out)
     return out

@@ -91,6 +91,12 @@ def test_a_template_without_its_placeholder_is_refused():
         load_recipe("druglib", ["prompt.template='Say something'"])
 
 
+@pytest.mark.parametrize("weights", ["{positive: 1, negative: 2}", "{positive: 1, neutral: 0, negative: 2}", "{a: 1}"])
+def test_class_weights_must_fit_the_labels(weights):
+    with pytest.raises(RecipeError, match="expected a positive weight for each of positive, neutral, negative, got"):
+        load_recipe("druglib", [f"train.class_weights={weights}"])
+
+
 def test_recipes_are_frozen():
     with pytest.raises(ValueError, match="frozen"):
         load_recipe("druglib").lora.r = 3

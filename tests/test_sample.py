@@ -78,9 +78,7 @@ def test_every_row_follows_the_schema() -> None:
     ],
     ids=["train", "test"],
 )
-def test_counts_are_those_of_the_readme(
-    rows: list[dict[str, str]], labels: dict[str, int], ratings: list[int]
-) -> None:
+def test_counts_are_those_of_the_readme(rows: list[dict[str, str]], labels: dict[str, int], ratings: list[int]) -> None:
     assert Counter(map(label_of, rows)) == labels
     counted = Counter(int(row["rating"]) for row in rows)
     assert [counted[rating] for rating in range(1, 11)] == ratings
@@ -111,9 +109,7 @@ def test_no_drug_and_no_text_is_on_both_sides_of_the_split() -> None:
 
 def test_no_two_reviews_are_nearly_alike() -> None:
     # Shared runs of six words, as a share of the shorter review: 0.05 at most, a turn of phrase.
-    runs = [
-        {tuple(words[i : i + 6]) for i in range(len(words) - 5)} for words in (words_of(row) for row in BOTH)
-    ]
+    runs = [{tuple(words[i : i + 6]) for i in range(len(words) - 5)} for words in (words_of(row) for row in BOTH)]
     owners: dict[tuple[str, ...], list[int]] = {}
     for row, found in enumerate(runs):
         for run in found:

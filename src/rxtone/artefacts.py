@@ -75,9 +75,7 @@ def judge(classifier: Classifier, recipe: Recipe, prepared: Prepared) -> Evaluat
     return evaluation
 
 
-def judge_table(
-    classifier: Classifier, folder: Path, source: str, *, mode: str = "score"
-) -> Evaluation:
+def judge_table(classifier: Classifier, folder: Path, source: str, *, mode: str = "score") -> Evaluation:
     """Judge a classifier on another labelled table.
 
     Args:
@@ -92,9 +90,7 @@ def judge_table(
     """
     spec = classifier.spec
     table = read_table(source, cache_dir())
-    reviews = read_reviews(
-        table, spec.text_fields, spec.label_column, parse_rule(spec.label_rule), every_label=False
-    )
+    reviews = read_reviews(table, spec.text_fields, spec.label_column, parse_rule(spec.label_rule), every_label=False)
     record = _data_record(folder)
     seen = set(record["training_text_hashes"]) if record else set()
     repeats = sum(text_hash(review) in seen for review in reviews)
@@ -102,9 +98,7 @@ def judge_table(
     if mode == "generate":
         evaluation = evaluate_outputs(spec.labels, reviews, classifier.generate(reviews), split_name=name)
     else:
-        evaluation = evaluate(
-            classifier, reviews, split_name=name, baselines=_refitted(classifier, record, reviews)
-        )
+        evaluation = evaluate(classifier, reviews, split_name=name, baselines=_refitted(classifier, record, reviews))
     evaluation.metrics["training_rows"] = repeats if record else None
     evaluation.metrics["table"] = {"source": table.path, "sha256": table.sha256, "rows": len(reviews)}
     return evaluation
@@ -155,7 +149,7 @@ def write_evaluation(
 
 
 def environment_record(
-    run: RunFolder, base: Base, summary: AdapterSummary, reload_check: dict[str, Any]
+    run: RunFolder, base: Base, summary: AdapterSummary, reload_check: dict[str, Any] | None
 ) -> dict[str, Any]:
     """What environment.json holds: versions, machine, precision, adapter, speed and memory of the run."""
     steps = [line for line in read_json_lines(run.metrics_log) if "loss" in line]
@@ -195,9 +189,7 @@ def _data_record(folder: Path) -> dict[str, Any] | None:
     return None
 
 
-def _refitted(
-    classifier: Classifier, record: dict[str, Any] | None, reviews: Sequence[Review]
-) -> Sequence[Baseline]:
+def _refitted(classifier: Classifier, record: dict[str, Any] | None, reviews: Sequence[Review]) -> Sequence[Baseline]:
     """The baselines, fitted again where the training table is at hand with the same hash."""
     if record is None:
         return unavailable_baselines("the run's data.json is not beside the adapter")

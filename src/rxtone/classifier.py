@@ -7,7 +7,6 @@ and their rule, the truncation and the identity of the base. What is served is w
 from __future__ import annotations
 
 import importlib.metadata
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -128,9 +127,7 @@ class Classifier:
         """Label words, in the recipe's order."""
         return self.spec.labels
 
-    def predict(
-        self, reviews: Iterable[Review | str | Mapping[str, str]], *, batch_size: int = 32
-    ) -> list[Prediction]:
+    def predict(self, reviews: Iterable[Review | str | Mapping[str, str]], *, batch_size: int = 32) -> list[Prediction]:
         """Label reviews.
 
         Args:
@@ -160,7 +157,7 @@ class Classifier:
         dataset = ReviewDataset([prompt.ids for prompt in prompts])
         scores = score_dataset(
             self.model, dataset, self.label_tokens, batch_size=batch_size,
-            pad_token_id=_token_id(self.model, "pad_token_id"),
+            pad_token_id=token_id(self.model, "pad_token_id"),
         )  # fmt: skip
         return Scores(
             log_probabilities(scores) if len(scores) else scores,
@@ -184,7 +181,7 @@ class Classifier:
         device = next(self.model.parameters()).device
         for start in range(0, len(dataset), batch_size):
             indexes = range(start, min(start + batch_size, len(dataset)))
-            batch = dataset.batch(indexes, _token_id(self.model, "pad_token_id")).to(device)
+            batch = dataset.batch(indexes, token_id(self.model, "pad_token_id")).to(device)
             with torch.inference_mode():
                 ids = self.model.generate(  # type: ignore[operator]  # GenerationMixin behind nn.Module
                     input_ids=batch.input_ids, attention_mask=batch.attention_mask,
@@ -255,16 +252,14 @@ def load(
 def zero_shot(recipe: Recipe, *, device: str | torch.device | None = None) -> Classifier:
     """The recipe's base without any adapter, asked with the same prompt."""
     place = torch.device(device) if device is not None else default_device()
-    base = load_base(
-        recipe.model.base, revision=recipe.model.revision, precision=recipe.model.precision, device=place
-    )
+    base = load_base(recipe.model.base, revision=recipe.model.revision, precision=recipe.model.precision, device=place)
     return make_classifier(base.model, base.tokenizer, make_spec(recipe, base.identity.to_json(), base.precision))
 
 
 def make_classifier(model: torch.nn.Module, tokenizer: Tokenizer, spec: ClassifierSpec) -> Classifier:
     """A classifier of a model at hand; the model is put into evaluation mode."""
     model.eval()
-    tokens = label_token_ids(tokenizer, spec.labels, _token_id(model, "eos_token_id"))
+    tokens = label_token_ids(tokenizer, spec.labels, token_id(model, "eos_token_id"))
     return Classifier(model, tokenizer, spec, prompt_builder(tokenizer, spec.prompt, spec.labels), tokens)
 
 
@@ -375,5 +370,6 @@ def _precision_here(trained: str, device: torch.device) -> str:
     return "auto" if trained == "fp16" and device.type == "cpu" else trained
 
 
-def _token_id(model: torch.nn.Module, name: str) -> int:
-    return int(getattr(model.config, name))  # type: ignore[arg-type]
+def token_id(model: torch.nn.Module, name: str) -> int:
+    """A special token's id from a model's config, such as `eos_token_id`."""
+    return int(getattr(model.config, name))

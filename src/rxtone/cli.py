@@ -33,9 +33,7 @@ RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run folder, a
 BaseOption = Annotated[
     str | None, typer.Option("--base", help="Where the base is now, if it moved; its identity is checked.")
 ]
-RecipeOption = Annotated[
-    str | None, typer.Option("--recipe", help="Prompt, labels and base for a plain PEFT folder.")
-]
+RecipeOption = Annotated[str | None, typer.Option("--recipe", help="Prompt, labels and base for a plain PEFT folder.")]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="GROUP.KEY=VALUE", help="Override a key of the recipe.")
 ]
@@ -58,7 +56,12 @@ def train(
         msg = "--resume: say which run with --out DIR"
         raise RecipeError(msg)
     folder = out or api.default_out(Path(recipe).stem)
-    evaluation = progress.show(pipeline.train(resolved, folder, resume=resume))
+    try:
+        evaluation = progress.show(pipeline.train(resolved, folder, resume=resume))
+    except KeyboardInterrupt:
+        again = f"rxtone train {recipe} ... --out {folder} --resume"
+        print(f"interrupted; the last checkpoint is kept, continue with: {again}", file=sys.stderr)
+        raise typer.Exit(130) from None
     if evaluation is not None:
         _print_metrics(evaluation.metrics)
     environment = json.loads((folder / "environment.json").read_text("utf-8"))["training"]
@@ -171,9 +174,6 @@ def main() -> None:
     except RxtoneError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
 
 
 def _load(run: str, base: str | None, recipe: str | None) -> Any:

@@ -184,6 +184,8 @@ class EvaluationConfig(Group):
     """Also judge the base without the adapter, asked with the same prompt."""
     batch_size: Positive = 32
     """Reviews per scoring batch."""
+    reload_check: bool = True
+    """Prove in a fresh process that the saved adapter gives what was trained."""
 
 
 class TrackConfig(Group):
@@ -205,6 +207,14 @@ class Recipe(Group):
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     track: TrackConfig = TrackConfig()
+
+    @model_validator(mode="after")
+    def _weights_name_the_labels(self) -> Recipe:
+        weights, labels = self.train.class_weights, list(self.data.label.rule)
+        if isinstance(weights, dict) and (set(weights) != set(labels) or min(weights.values()) <= 0):
+            msg = f"train.class_weights: expected a positive weight for each of {', '.join(labels)}, got {weights}"
+            raise ValueError(msg)
+        return self
 
 
 def shipped_recipes() -> list[str]:
@@ -343,6 +353,8 @@ def _describe(fault: Any) -> str:
         return f"{name}: unknown key{hint}"
     if fault["type"] == "missing":
         return f"{name}: missing"
+    if not name:
+        return str(fault["msg"]).removeprefix("Value error, ")
     reason = fault["msg"].removeprefix("Value error, ")
     if isinstance(fault["input"], str | int | float | bool | None):
         return f"{name}: {reason} (got {fault['input']!r})"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rxtone.artefacts import environment_record, judge, write_evaluation
-from rxtone.classifier import load, make_spec, prompt_builder, write_spec
+from rxtone.classifier import load, make_spec, prompt_builder, token_id, write_spec
 from rxtone.config import Recipe, dump_recipe, load_recipe
 from rxtone.errors import RunError
 from rxtone.model.base import Base, default_device, load_base
@@ -21,13 +21,14 @@ from rxtone.model.scoring import label_token_ids, log_probabilities, score_datas
 from rxtone.preparation import Prepared, label_indexes, prepare, truncation_record, with_free_text
 from rxtone.reload import check_reload
 from rxtone.run import RunFolder, atomic_folder, create_run, truncate_log, write_json, write_text
-from rxtone.training.checkpoint import newest_checkpoint, read_progress
 from rxtone.tracking import open_trackers
+from rxtone.training.checkpoint import newest_checkpoint, read_progress
 from rxtone.training.loop import Event, TrainingData, fit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    import numpy as np
     from peft import PeftModel
 
     from rxtone.classifier import ClassifierSpec
@@ -100,9 +101,7 @@ def train(recipe: Recipe, out: Path, *, resume: bool = False) -> Iterator[StoryE
 def _train_adapter(recipe: Recipe, run: RunFolder) -> Iterator[StoryEvent]:
     prepared = prepare(recipe.data, recipe.train.seed)
     device = default_device()
-    base = load_base(
-        recipe.model.base, revision=recipe.model.revision, precision=recipe.model.precision, device=device
-    )
+    base = load_base(recipe.model.base, revision=recipe.model.revision, precision=recipe.model.precision, device=device)
     spec = make_spec(recipe, base.identity.to_json(), base.precision)
     data, truncation = _tokenise(recipe, base, prepared)
     model, summary = add_adapter(base.model, recipe.lora, recipe.train.seed)
@@ -119,21 +118,24 @@ def _train_adapter(recipe: Recipe, run: RunFolder) -> Iterator[StoryEvent]:
         for track in trackers:
             track(event)
         yield event
-    canaries = [ids.tolist() for ids in data.validation.prompts[:CANARIES]]
-    scores = score_dataset(
-        model, ReviewDataset(canaries), data.label_tokens, batch_size=CANARIES, pad_token_id=data.pad_token_id
-    )
+    check = None
+    scores = _canary_scores(model, data) if recipe.evaluation.reload_check else None
     _save(run, model, base, spec, pissa_start)
-    check = check_reload(
-        run.adapter, recipe.model.base, prepared.validation[:CANARIES], log_probabilities(scores), base.precision
-    )
+    if scores is not None:
+        canaries = prepared.validation[:CANARIES]
+        check = check_reload(run.adapter, recipe.model.base, canaries, log_probabilities(scores), base.precision)
+        yield Reloaded(check)
     write_json(run.environment, environment_record(run, base, summary, check))
-    yield Reloaded(check)
+
+
+def _canary_scores(model: PeftModel, data: TrainingData) -> np.ndarray:
+    dataset = ReviewDataset([ids.tolist() for ids in data.validation.prompts[:CANARIES]])
+    return score_dataset(model, dataset, data.label_tokens, batch_size=CANARIES, pad_token_id=data.pad_token_id)
 
 
 def _tokenise(recipe: Recipe, base: Base, prepared: Prepared) -> tuple[TrainingData, dict[str, Any]]:
     builder = prompt_builder(base.tokenizer, recipe.prompt, prepared.labels)
-    eos, pad = int(base.model.config.eos_token_id), int(base.model.config.pad_token_id)
+    eos, pad = token_id(base.model, "eos_token_id"), token_id(base.model, "pad_token_id")
     tokens = label_token_ids(base.tokenizer, prepared.labels, eos)
     shown = with_free_text(prepared.train, recipe.prompt.text_share, recipe.train.seed)
     parts, truncation = [], {}

@@ -29,7 +29,9 @@ runs on the same rows, so the true change is near zero; the room is for kernels 
 count and batch."""
 
 
-def check_reload(adapter: Path, base: str, reviews: Sequence[Review], trained: np.ndarray, precision: str) -> dict[str, Any]:
+def check_reload(
+    adapter: Path, base: str, reviews: Sequence[Review], trained: np.ndarray, precision: str
+) -> dict[str, Any]:
     """Reload an adapter in a fresh process and compare probabilities.
 
     Args:
@@ -50,7 +52,7 @@ def check_reload(adapter: Path, base: str, reviews: Sequence[Review], trained: n
         "adapter": str(adapter), "base": base, "precision": precision,
         "reviews": [{"fields": review.fields, "text": review.text} for review in reviews],
     }  # fmt: skip
-    answer = subprocess.run(  # noqa: S603  # our own interpreter and module
+    answer = subprocess.run(  # our own interpreter and module
         [sys.executable, "-m", "rxtone.reload"], input=json.dumps(request), capture_output=True,
         text=True, check=False, env=os.environ | {"PYTHONWARNINGS": "ignore"},
     )  # fmt: skip

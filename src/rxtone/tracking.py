@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rxtone.errors import RecipeError
 from rxtone.run import append_json_line
-from rxtone.training.loop import Event, EvalDone, StepDone
+from rxtone.training.loop import EvalDone, Event, StepDone
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -70,13 +70,13 @@ def _json_lines(run: RunFolder) -> Callable[[Event], None]:
 def _tensorboard(run: RunFolder) -> Callable[[Event], None]:
     from torch.utils.tensorboard import SummaryWriter  # an extra
 
-    writer = SummaryWriter(str(run.tensorboard))  # type: ignore[no-untyped-call]
+    writer = SummaryWriter(str(run.tensorboard))
 
     def log(event: Event) -> None:
         for name, value in _numbers(event):
-            writer.add_scalar(name, value, event.step)  # type: ignore[no-untyped-call]
+            writer.add_scalar(name, value, event.step)
         if isinstance(event, EvalDone):
-            writer.flush()  # type: ignore[no-untyped-call]
+            writer.flush()
 
     return log
 

@@ -5,21 +5,13 @@ import numpy as np
 import polars as pl
 import pytest
 
+from rxtone.data.reviews import Review
 from rxtone.errors import DataError, ModelError
 from rxtone.evaluation.baselines import Baseline, unavailable_baselines
 from rxtone.evaluation.evaluate import evaluate, evaluate_outputs
 
 LABELS = ("positive", "neutral", "negative")
 TEST = "test"
-
-
-@dataclass(frozen=True)
-class Row:
-    fields: tuple[tuple[str, str], ...] = ()
-    text: str | None = "the canary sings at noon"
-    label: str | None = None
-    group: str | None = None
-    row: int = 0
 
 
 @dataclass(frozen=True)
@@ -41,7 +33,8 @@ class Answer:
     n_tokens: np.ndarray
 
 
-REVIEWS = [Row(label="positive", row=3), Row(label="neutral", row=5), Row(label="negative", row=8)]
+CANARY = "the canary sings at noon"
+REVIEWS = [Review(text=CANARY, label=label, row=row) for label, row in zip(LABELS, (3, 5, 8), strict=True)]
 CLASSIFIER = Table(((0.7, 0.2, 0.1), (0.1, 0.3, 0.6), (0.05, 0.05, 0.9)))
 
 
@@ -92,9 +85,7 @@ def test_bad_inputs_are_named_without_their_text():
     with pytest.raises(DataError, match=r"3 of 3 have none, the first in row 3") as caught:
         evaluate(CLASSIFIER, [replace(r, label=None) for r in REVIEWS], split_name=TEST)
     assert "canary" not in str(caught.value)
-    with pytest.raises(
-        DataError, match=r"row 8 has the label 'mixed', the classifier knows positive, neutral, neg"
-    ):
+    with pytest.raises(DataError, match=r"row 8 has the label 'mixed', the classifier knows positive, neutral, neg"):
         evaluate(CLASSIFIER, [*REVIEWS[:2], replace(REVIEWS[2], label="mixed")], split_name=TEST)
     with pytest.raises(DataError, match="at least one labelled review"):
         evaluate(CLASSIFIER, [], split_name=TEST)
@@ -104,8 +95,6 @@ def test_bad_inputs_are_named_without_their_text():
 
 def test_scores_that_are_not_finite_are_refused():
     with pytest.raises(ModelError, match=r"not finite for 1 of 3 reviews, the first at position 2"):
-        evaluate(
-            Table(((0.7, 0.2, 0.1), (float("nan"), 0.3, 0.6), (0.1, 0.1, 0.8))), REVIEWS, split_name=TEST
-        )
+        evaluate(Table(((0.7, 0.2, 0.1), (float("nan"), 0.3, 0.6), (0.1, 0.1, 0.8))), REVIEWS, split_name=TEST)
     with pytest.raises(ModelError, match=r"shape \(3, 3\), reviews by labels, got \(2, 3\)"):
         evaluate(Table(CLASSIFIER.probabilities[:2]), REVIEWS, split_name=TEST)

@@ -25,9 +25,7 @@ def test_confusion_cells_show_counts_or_shares_of_the_row():
 
 def test_a_picture_is_plain_themed_and_the_same_every_time():
     def draw():
-        return to_svg(
-            interval_figure(["a", "b"], [0.5, 0.4], [[0.4, 0.6], None], "F1"), "cmp", 'one "two" <three>'
-        )
+        return to_svg(interval_figure(["a", "b"], [0.5, 0.4], [[0.4, 0.6], None], "F1"), "cmp", 'one "two" <three>')
 
     svg = draw()
     assert svg == draw()

@@ -129,7 +129,9 @@ def test_the_state_goes_back_where_it_came_from(tiny_base):
     with pytest.raises(ModelError, match="expected shape"):
         set_adapter_state(add_adapter(fresh(tiny_base), LoraSettings(r=2), seed=9)[0], adapter_state(model))
     with pytest.raises(ModelError, match="the saved adapter and the model differ, first at"):
-        set_adapter_state(add_adapter(fresh(tiny_base), LoraSettings(r=4, target_modules=["o"]), seed=9)[0], adapter_state(model))
+        set_adapter_state(
+            add_adapter(fresh(tiny_base), LoraSettings(r=4, target_modules=["o"]), seed=9)[0], adapter_state(model)
+        )
 
 
 @pytest.fixture
@@ -150,7 +152,8 @@ def test_missing_and_pickled_files_are_refused(tiny_base, saved, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "reason"), [("{", "not a JSON object"), ("[]", "not a JSON object"), ('{"peft_type": "IA3"}', "got IA3")]
+    ("content", "reason"),
+    [("{", "not a JSON object"), ("[]", "not a JSON object"), ('{"peft_type": "IA3"}', "got IA3")],
 )
 def test_a_wrong_config_is_refused(tiny_base, saved, content, reason):
     (saved / "adapter_config.json").write_text(content)
@@ -160,8 +163,14 @@ def test_a_wrong_config_is_refused(tiny_base, saved, content, reason):
 
 def test_an_adapter_of_other_layers_never_leaves_random_weights_behind(tiny_base, saved):
     state = load_file(saved / "adapter_model.safetensors")
-    save_file({name.replace("encoder", "coder"): tensor for name, tensor in state.items()}, saved / "adapter_model.safetensors")
-    with pytest.raises(ModelError, match="does not fit the base"), pytest.warns(UserWarning, match="missing adapter keys"):
+    save_file(
+        {name.replace("encoder", "coder"): tensor for name, tensor in state.items()},
+        saved / "adapter_model.safetensors",
+    )
+    with (
+        pytest.raises(ModelError, match="does not fit the base"),
+        pytest.warns(UserWarning, match="missing adapter keys"),
+    ):
         load_adapter(fresh(tiny_base), saved)
 
 
@@ -185,4 +194,6 @@ def test_values_that_are_not_finite_are_refused(tiny_base, saved):
 
 def test_copies_do_not_matter(tiny_base, saved, tmp_path):
     moved = shutil.copytree(saved, tmp_path / "moved")
-    torch.testing.assert_close(logits(load_adapter(fresh(tiny_base), moved)), logits(load_adapter(fresh(tiny_base), saved)))
+    torch.testing.assert_close(
+        logits(load_adapter(fresh(tiny_base), moved)), logits(load_adapter(fresh(tiny_base), saved))
+    )

@@ -43,9 +43,7 @@ def test_hand_computed_figures():
     assert metrics["n"] == 10
     assert metrics["confusion_matrix"] == [[4, 1, 0], [1, 1, 1], [0, 1, 1]]
     assert metrics["accuracy"] == pytest.approx(0.6)
-    assert metrics["per_class"]["positive"] == pytest.approx(
-        {"precision": 0.8, "recall": 0.8, "f1": 0.8, "support": 5}
-    )
+    assert metrics["per_class"]["positive"] == pytest.approx({"precision": 0.8, "recall": 0.8, "f1": 0.8, "support": 5})
     assert metrics["per_class"]["neutral"] == pytest.approx(
         {"precision": 1 / 3, "recall": 1 / 3, "f1": 1 / 3, "support": 3}
     )
@@ -80,9 +78,7 @@ def test_invalid_outputs_are_errors_everywhere():
     metrics = classification_metrics(true, pred, LABELS)
     assert metrics["accuracy"] == 0.5
     assert metrics["invalid_rate"] == 0.5
-    assert metrics["per_class"]["positive"] == pytest.approx(
-        {"precision": 1, "recall": 0.5, "f1": 2 / 3, "support": 2}
-    )
+    assert metrics["per_class"]["positive"] == pytest.approx({"precision": 1, "recall": 0.5, "f1": 2 / 3, "support": 2})
     assert metrics["confusion_matrix"] == [[1, 0, 0], [0, 1, 0], [0, 0, 0]]
     assert metrics["kappa"] == pytest.approx(cohen_kappa_score(true, pred))
     # observed (4 + 4) / 4; expected, with an invalid output 2 steps (4 squared) from all:
@@ -101,10 +97,7 @@ def test_nothing_over_nothing_is_zero():
 
 def test_unordered_labels_have_no_quadratic_kappa():
     assert (
-        classification_metrics(np.array([0, 1]), np.array([1, 1]), ("a", "b"), ordinal=False)[
-            "quadratic_kappa"
-        ]
-        is None
+        classification_metrics(np.array([0, 1]), np.array([1, 1]), ("a", "b"), ordinal=False)["quadratic_kappa"] is None
     )
 
 

@@ -14,9 +14,7 @@ from rxtone.data.decode import decode_utf8
 from rxtone.data.faults import Faults
 from rxtone.errors import DataError
 
-_QUOTING = (
-    'put a cell that holds quotes, separators or line breaks in double quotes, and write a quote in it as ""'
-)
+_QUOTING = 'put a cell that holds quotes, separators or line breaks in double quotes, and write a quote in it as ""'
 
 
 def read_delimited(data: bytes, name: str, delimiter: str) -> pl.DataFrame:
@@ -99,9 +97,7 @@ def check_names(names: list[str], source: str) -> None:
     seen: dict[str, int] = {}
     for position, column in enumerate(names, start=1):
         if not column.strip():
-            faults.add(
-                "expected a name for every column", "name it in the header", f"column {position} has none"
-            )
+            faults.add("expected a name for every column", "name it in the header", f"column {position} has none")
         elif column in seen:
             place = f'"{column}" names columns {seen[column]} and {position}'
             faults.add("expected different column names", "rename one of them", place)

@@ -9,15 +9,17 @@ SHOWN_CHARACTERS = 24
 def quote(value: str) -> str:
     """Quote a cell of the label column for an error message.
 
-    A label column named by mistake holds review text, so a long value is cut: no message repeats a review.
+    A label column named by mistake holds review text, which no message may repeat: a long value is only
+    measured.
 
     Args:
         value: Any cell value.
 
     Returns:
-        The value in quotes, with escapes for what does not print, cut after 24 characters.
+        The value in quotes, with escapes for what does not print; "a text of n characters" beyond 24
+        characters.
     """
-    return ascii(value) if len(value) <= SHOWN_CHARACTERS else f"{value[:SHOWN_CHARACTERS]!a}..."
+    return repr(value) if len(value) <= SHOWN_CHARACTERS else f"a text of {len(value)} characters"
 
 
 class Faults:

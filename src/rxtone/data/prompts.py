@@ -5,22 +5,23 @@ typed in a review are broken up, empty fields are left out. The uncut prompt is 
 encoding of ``PromptBuilder.render``.
 """
 
-import re
-import string
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 from tokenizers import Encoding, Tokenizer
 
 from rxtone.data.budget import share_tokens
+from rxtone.data.layout import Layout, labels_in_words, split_template
 from rxtone.data.reviews import Review
+from rxtone.data.special_tokens import SpecialTokens
 from rxtone.errors import ModelError, RecipeError
 
 FREE_TEXT = "text"
 # Set apart by a space, so that the last word before the cut keeps its tokens.
 CUT_MARK = " ..."
 _BATCH = 1024
+_WORTH_THREADS = 8
 
 
 @dataclass(frozen=True)
@@ -39,34 +40,8 @@ class Prompt:
 
     @property
     def truncated(self) -> bool:
-        """Whether the review lost any token."""
-        return bool(self.cut)
-
-
-@dataclass(frozen=True)
-class _Layout:
-    """A prompt in pieces: before each text what leads to it, and what follows the last."""
-
-    names: tuple[str, ...]
-    heads: tuple[str, ...]
-    texts: tuple[str, ...]
-    tail: str
-
-    def text(self) -> str:
-        return "".join(head + text for head, text in zip(self.heads, self.texts, strict=True)) + self.tail
-
-    def with_texts(self, texts: Sequence[str]) -> "_Layout":
-        return replace(self, texts=tuple(texts))
-
-    def spans(self) -> list[tuple[int, int]]:
-        """Return where each text begins and ends in ``text()``."""
-        spans: list[tuple[int, int]] = []
-        position = 0
-        for head, text in zip(self.heads, self.texts, strict=True):
-            position += len(head)
-            spans.append((position, position + len(text)))
-            position += len(text)
-        return spans
+        """Whether the prompt lost any token."""
+        return len(self.ids) < self.n_tokens_full
 
 
 def _keep(text: str, encoding: Encoding, wanted: int) -> tuple[str, int]:
@@ -80,74 +55,6 @@ def _keep(text: str, encoding: Encoding, wanted: int) -> tuple[str, int]:
     return (text[: offsets[wanted - 1][1]].rstrip() if wanted else "") + (
         CUT_MARK if wanted else CUT_MARK.strip()
     ), wanted
-
-
-def labels_in_words(labels: Sequence[str]) -> str:
-    """Return the labels as a prompt names them: "a or b", "a, b, or c".
-
-    Args:
-        labels: The label words in order.
-
-    Returns:
-        The enumeration.
-    """
-    if len(labels) < 3:
-        return " or ".join(labels)
-    return f"{', '.join(labels[:-1])}, or {labels[-1]}"
-
-
-def _split_template(key: str, template: str, slot: str, labels: str) -> tuple[str, str]:
-    """Fill in the labels and cut the template at its slot."""
-    expected = f"{key}: expected a text with {{{slot}}} once and, if you like, {{labels}}"
-    before: str | None = None
-    current = ""
-    try:
-        pieces = list(string.Formatter().parse(template))
-    except ValueError as error:
-        raise RecipeError(f"{expected}; found {error}. Write a brace that is text twice.") from None
-    for literal, name, spec, conversion in pieces:
-        current += literal
-        if name is None:
-            continue
-        if name not in (slot, "labels") or spec or conversion or (name == slot and before is not None):
-            raise RecipeError(
-                f"{expected}; found {{{name}}} in the wrong place or form. Correct the template."
-            )
-        if name == "labels":
-            current += labels
-        else:
-            before, current = current, ""
-    if before is None:
-        raise RecipeError(f"{expected}; found no {{{slot}}}. Add it where the review goes.")
-    return before, current
-
-
-class _SpecialTokens:
-    """Breaks up the strings of special tokens in a review, so that they are read as ordinary text."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        normalizer = tokenizer.normalizer
-        self._normalize: Callable[[str], str] = normalizer.normalize_str if normalizer is not None else str
-        contents = {
-            token.content
-            for token in tokenizer.get_added_tokens_decoder().values()
-            if token.special and token.content
-        }
-        # A tokenizer may look a special token up before or after normalisation.
-        contents |= {self._normalize(content).strip(" \u2581") for content in contents} - {""}
-        ordered = sorted(contents, key=lambda content: (-len(content), content))
-        self._pattern = re.compile("|".join(map(re.escape, ordered)) or r"(?!)")
-
-    def neutralise(self, text: str) -> str:
-        """Return the text with a blank after the first character of each special token in it."""
-        while True:
-            text = self._pattern.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)
-            # Full-width brackets or control characters inside can hide a token until the tokenizer
-            # normalises.
-            normal = self._normalize(text)
-            if self._pattern.search(normal) is None:
-                return text
-            text = normal
 
 
 class PromptBuilder:
@@ -183,17 +90,17 @@ class PromptBuilder:
         end = self._tokenizer.encode("").ids
         if len(end) != 1:
             raise ModelError(
-                f"expected a tokenizer that adds one token, end-of-sequence, to a text; this one adds "
-                f"{len(end)}. "
-                "Use the tokenizer.json of a T5-family model."
+                "expected a tokenizer that adds one token, end-of-sequence, to every text; this one adds "
+                f"{len(end)}. Use the tokenizer.json of a T5-family model."
             )
         self._end = end[0]
         words = labels_in_words(labels)
-        self._frame = _split_template("prompt.template", template, "fields", words)
-        self._text_frame = _split_template("prompt.text_template", text_template, FREE_TEXT, words)
+        self._frame = split_template("prompt.template", template, "fields", words)
+        self._text_frame = split_template("prompt.text_template", text_template, FREE_TEXT, words)
         self._max_tokens = max_tokens
         self._truncation = truncation
-        self._special = _SpecialTokens(self._tokenizer)
+        self._mark_length = len(self._tokenizer.encode(CUT_MARK, add_special_tokens=False).ids)
+        self._special = SpecialTokens(self._tokenizer)
         for before, after in (self._frame, self._text_frame):
             self._require_room(len(self._tokenizer.encode(before + after).ids))
 
@@ -227,10 +134,8 @@ class PromptBuilder:
         prompts: list[Prompt] = []
         for start in range(0, len(layouts), _BATCH):
             batch = layouts[start : start + _BATCH]
-            encodings = self._tokenizer.encode_batch([layout.text() for layout in batch])
-            prompts += [
-                self._fit(layout, encoding) for layout, encoding in zip(batch, encodings, strict=True)
-            ]
+            whole = self._encode_many([layout.text() for layout in batch])
+            prompts += [self._fit(layout, ids) for layout, ids in zip(batch, whole, strict=True)]
         return prompts
 
     def render(self, review: Review) -> str:
@@ -244,50 +149,54 @@ class PromptBuilder:
         """
         return self._lay_out(review).text()
 
-    def _lay_out(self, review: Review) -> _Layout:
+    def _lay_out(self, review: Review) -> Layout:
         if review.text is not None:
             before, after = self._text_frame
-            return _Layout((FREE_TEXT,), (before,), (self._clean(review.text),), after)
-        cleaned = [(name, self._clean(text)) for name, text in review.fields]
+            return Layout((FREE_TEXT,), (before,), (self._clean(review.text),), after)
+        cleaned = [(self._clean(name), self._clean(text)) for name, text in review.fields]
         filled = [(name, text) for name, text in cleaned if text]
         before, after = self._frame
         heads = [f"{before if i == 0 else ' '}{name}: " for i, (name, _) in enumerate(filled)]
         names = tuple(name for name, _ in filled)
-        return _Layout(
+        return Layout(
             names, tuple(heads), tuple(text for _, text in filled), after if filled else before + after
         )
 
     def _clean(self, text: str) -> str:
         return self._special.neutralise(" ".join(text.split()))
 
-    def _fit(self, layout: _Layout, encoding: Encoding) -> Prompt:
-        n_full = len(encoding.ids)
-        if n_full <= self._max_tokens:
-            return Prompt(tuple(encoding.ids), n_full)
-        if self._truncation == "tail":
-            return self._cut_tail(layout, encoding)
-        return self._cut_fields(layout, n_full)
+    def _encode_many(self, texts: Sequence[str]) -> list[list[int]]:
+        # Waking the tokenizer's threads costs more than a few prompts take.
+        if len(texts) < _WORTH_THREADS:
+            return [self._tokenizer.encode(text).ids for text in texts]
+        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts))]
 
-    def _cut_tail(self, layout: _Layout, encoding: Encoding) -> Prompt:
+    def _fit(self, layout: Layout, ids: list[int]) -> Prompt:
+        if len(ids) <= self._max_tokens:
+            return Prompt(tuple(ids), len(ids))
+        if self._truncation == "tail":
+            return self._cut_tail(layout)
+        return self._cut_fields(layout, len(ids))
+
+    def _cut_tail(self, layout: Layout) -> Prompt:
+        encoding = self._tokenizer.encode(layout.text())
         keep = self._max_tokens - 1
-        spans = layout.spans()
         cut: dict[str, int] = {}
         for start, end in encoding.offsets[keep:-1]:
-            # The last character counts: a token may begin with the blank before a field.
-            for name, (low, high) in zip(layout.names, spans, strict=True):
-                if low < end <= high and end > start:
+            # The last character counts: a token may begin with the blank before a text.
+            for name, (low, high) in zip(layout.names, layout.spans(), strict=True):
+                if start < end and low < end <= high:
                     cut[name] = cut.get(name, 0) + 1
         return Prompt((*encoding.ids[:keep], self._end), len(encoding.ids), cut)
 
-    def _cut_fields(self, layout: _Layout, n_full: int) -> Prompt:
-        fields = self._tokenizer.encode_batch(list(layout.texts), add_special_tokens=False)
+    def _cut_fields(self, layout: Layout, n_full: int) -> Prompt:
+        fields = [self._tokenizer.encode(text, add_special_tokens=False) for text in layout.texts]
         lengths = [len(own.ids) for own in fields]
         bare = layout.with_texts([CUT_MARK.strip()] * len(fields))
         fitted, kept = tuple(self._tokenizer.encode(bare.text()).ids), [0] * len(fields)
         self._require_room(len(fitted))
-        # The bare frame pays for a mark in every field; a field that is not cut has the mark's tokens to
-        # spare.
-        mark = len(self._tokenizer.encode(CUT_MARK, add_special_tokens=False).ids)
+        # The bare frame pays for a mark in every field, so an uncut field has the mark's tokens to spare.
+        mark = self._mark_length
         budget = self._max_tokens - len(fitted)
         while budget > 0:
             shares = share_tokens([max(0, length - mark) for length in lengths], budget)

@@ -45,9 +45,7 @@ def read_jsonl(data: bytes, name: str) -> pl.DataFrame:
     faults.raise_if_any()
     columns = list(dict.fromkeys(key for row in rows for key in row))
     check_names(columns, name)
-    return pl.DataFrame(
-        [pl.Series(column, [row.get(column) for row in rows], pl.String) for column in columns]
-    )
+    return pl.DataFrame([pl.Series(column, [row.get(column) for row in rows], pl.String) for column in columns])
 
 
 def read_parquet(data: bytes, name: str) -> pl.DataFrame:
@@ -137,9 +135,7 @@ def _row(line: str, number: int, decoder: json.JSONDecoder, faults: Faults) -> d
         elif isinstance(cell, bool):
             row[key] = "true" if cell else "false"
         elif not _is_text(cell) or not _is_text(key):
-            faults.add(
-                kind, remedy, f"data row {number} holds an escape that is no character (\\u0000, \\ud800)"
-            )
+            faults.add(kind, remedy, f"data row {number} holds an escape that is no character (\\u0000, \\ud800)")
         else:
             row[key] = cast("str | None", cell)
     return row

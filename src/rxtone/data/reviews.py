@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import polars as pl
 
 from rxtone.data.faults import Faults, quote
-from rxtone.data.rules import LabelRule, parse_number, parse_rule
+from rxtone.data.rules import LabelRule, parse_rule
 from rxtone.data.tables import Table
 from rxtone.errors import DataError, RecipeError
 
@@ -70,9 +70,7 @@ def read_reviews(
             labels without a row.
     """
     if not text_fields or not all(name.strip() for name in text_fields):
-        raise RecipeError(
-            "data.text_fields: expected at least one field, each as name in the prompt: column."
-        )
+        raise RecipeError("data.text_fields: expected at least one field, each as name in the prompt: column.")
     _require_columns(table, [*text_fields.values(), *(c for c in (label_column, group_by) if c is not None)])
     faults = Faults(table.path)
     cells = {name: _cells(table.frame, column) for name, column in text_fields.items()}
@@ -154,7 +152,7 @@ def _labels(table: Table, column: str, rule: LabelRule | None, faults: Faults) -
             faults.add(
                 f"{where}: expected a label value, found a blank", "fill in or remove these rows", place
             )
-        elif rule.numeric and parse_number(value.strip()) is None:
+        elif rule.wants_number(value):
             faults.add(f"{where}: expected a number", "correct or remove these rows", place)
         else:
             faults.add(

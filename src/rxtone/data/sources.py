@@ -28,7 +28,14 @@ _TIMEOUT_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
-class _File:
+class ArchivedFile:
+    """A published file.
+
+    Attributes:
+        name: Its name in the archive and in the cache.
+        sha256: Hex digest of its bytes.
+    """
+
     name: str
     sha256: str
 
@@ -39,12 +46,14 @@ class Archive:
 
     Attributes:
         url: Where the zip is published.
-        splits: Split name -> file name in the zip and its SHA-256.
+        train: The training file.
+        test: The test file.
         limit: The most bytes accepted for the zip, and for each file in it.
     """
 
     url: str
-    splits: dict[str, _File]
+    train: ArchivedFile
+    test: ArchivedFile
     limit: int
 
 
@@ -52,14 +61,12 @@ class Archive:
 # Learning"; UCI Machine Learning Repository, data set 461.
 DRUGLIB = Archive(
     url="https://archive.ics.uci.edu/static/public/461/drug+review+dataset+druglib+com.zip",
-    splits={
-        "train": _File(
-            "drugLibTrain_raw.tsv", "b55635b01264a55f10f2b3c6071b25513461e2c071851c3b72b51e359ab29d5c"
-        ),
-        "test": _File(
-            "drugLibTest_raw.tsv", "b6524b6ab1636ac4fcf2529f0de795e04fc5a555b29a735e5dabad18ba75ee01"
-        ),
-    },
+    train=ArchivedFile(
+        "drugLibTrain_raw.tsv", "b55635b01264a55f10f2b3c6071b25513461e2c071851c3b72b51e359ab29d5c"
+    ),
+    test=ArchivedFile(
+        "drugLibTest_raw.tsv", "b6524b6ab1636ac4fcf2529f0de795e04fc5a555b29a735e5dabad18ba75ee01"
+    ),
     limit=32 << 20,
 )
 
@@ -120,7 +127,7 @@ def fetch(
     if name != "druglib":
         raise DataError(f'{name}: there is no set of this name; expected "druglib" or "sample".')
     folder = cache_dir.expanduser() / name
-    files = [archive.splits[split] for split in ("train", "test")]
+    files = [archive.train, archive.test]
     missing = [file for file in files if not (folder / file.name).is_file()]
     if missing:
         by_hand = (
@@ -154,9 +161,7 @@ def load_hub(source: str) -> pl.DataFrame:
     try:
         import datasets
     except ImportError:
-        raise DataError(
-            f"{source}: hub data sets need the `datasets` library; pip install 'rxtone[hub]'."
-        ) from None
+        raise DataError(f"{source}: hub data sets need the `datasets` library; pip install 'rxtone[hub]'.") from None
     try:
         frame = datasets.load_dataset(name, split=split).to_polars()
     except Exception as error:  # the library raises a dozen unrelated types
@@ -173,9 +178,7 @@ def load_hub(source: str) -> pl.DataFrame:
 def _sample(split: str) -> Path:
     path = Path(str(resources.files("rxtone") / "bundled" / "sample" / f"{split}.tsv"))
     if not path.is_file():
-        raise DataError(
-            f"sample:{split}: the bundled sample is missing from this installation; reinstall rxtone."
-        )
+        raise DataError(f"sample:{split}: the bundled sample is missing from this installation; reinstall rxtone.")
     return path
 
 
@@ -199,7 +202,7 @@ def _download(archive: Archive, open_url: Callable[[str], BinaryIO], by_hand: st
     return received.getvalue()
 
 
-def _extract(data: bytes, file: _File, archive: Archive, by_hand: str) -> bytes:
+def _extract(data: bytes, file: ArchivedFile, archive: Archive, by_hand: str) -> bytes:
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as bundle, bundle.open(file.name) as member:
             content = member.read(archive.limit + 1)
@@ -211,7 +214,7 @@ def _extract(data: bytes, file: _File, archive: Archive, by_hand: str) -> bytes:
     return content
 
 
-def _verify(digest: str, file: _File, where: str) -> None:
+def _verify(digest: str, file: ArchivedFile, where: str) -> None:
     if digest != file.sha256:
         raise DataError(
             f"{where}: expected the published file with SHA-256 {file.sha256}, found {digest}; "
@@ -233,6 +236,4 @@ def _write_whole(path: Path, content: bytes) -> None:
                 Path(part.name).unlink(missing_ok=True)
                 raise
     except OSError as error:
-        raise DataError(
-            f"{path}: the file cannot be written ({error.strerror}); choose another folder."
-        ) from None
+        raise DataError(f"{path}: the file cannot be written ({error.strerror}); choose another folder.") from None

@@ -30,9 +30,7 @@ class Split:
     repeats: int
 
 
-def make_split(
-    reviews: Sequence[Review], *, validation_fraction: float, test_fraction: float, seed: int
-) -> Split:
+def make_split(reviews: Sequence[Review], *, validation_fraction: float, test_fraction: float, seed: int) -> Split:
     """Cut labelled reviews into train, validation and test.
 
     Rows that share a group or a normalised text form one block, and blocks are never cut. The same reviews
@@ -51,9 +49,7 @@ def make_split(
         RecipeError: The fractions leave nothing to train on.
         DataError: A review has no label, or there are too few blocks to give each part its rows.
     """
-    if not (
-        0 < validation_fraction < 1 and 0 <= test_fraction < 1 and validation_fraction + test_fraction < 1
-    ):
+    if not (0 < validation_fraction < 1 and 0 <= test_fraction < 1 and validation_fraction + test_fraction < 1):
         raise RecipeError(
             "data.validation_fraction and data.test_fraction: expected 0 < validation, 0 <= test and a sum "
             "below 1, "
@@ -187,25 +183,35 @@ def _distribute(
     lacking = np.stack([_apportion(int(count), shares) for count in counts], axis=1)  # (parts, labels)
     weight = 1 / np.maximum(counts, 1)
     parts = np.zeros(codes.size, np.int64)
-    order = [blocks[int(i)] for i in generator.permutation(len(blocks))]
+    order = [blocks[int(index)] for index in generator.permutation(len(blocks))]
     order.sort(key=len, reverse=True)  # stable: ties stay in random order
-    singles: dict[int, list[int]] = defaultdict(list)
     for block in order:
         if len(block) == 1:
-            singles[int(codes[block[0]])].append(block[0])
-            continue
+            break
         need = np.bincount(codes[block], minlength=n_labels)
-        # The change of the squared distance to the target, label by label, each on its own scale.
+        # The change of the squared distance to the targets, each label on its own scale.
         cost = ((need * (need - 2 * lacking)) * weight**2).sum(axis=1)
         part = int(np.argmin(cost))
         parts[block] = part
         lacking[part] -= need
+    rows = np.array([block[0] for block in order if len(block) == 1], np.int64)
     for label in range(n_labels):
-        own = np.array(singles[label], np.int64)
-        room = np.maximum(lacking[:, label], 0).astype(np.float64)
-        sizes = _apportion(own.size, room / room.sum()) if own.size else np.zeros(shares.size, np.int64)
-        parts[own] = np.repeat(np.arange(shares.size), sizes)
+        own = rows[codes[rows] == label]
+        if own.size:
+            room = np.maximum(lacking[:, label], 0)
+            parts[own] = np.repeat(np.arange(shares.size), _apportion(own.size, room / room.sum()))
+    _fill_empty_parts(parts, order, shares.size)
     return parts
+
+
+def _fill_empty_parts(parts: Indexes, blocks: list[list[int]], n_parts: int) -> None:
+    """Give an empty part the smallest block of the part with most blocks, where there are enough."""
+    for part in range(n_parts if len(blocks) >= n_parts else 0):
+        if not (parts == part).any():
+            owners = np.bincount([parts[block[0]] for block in blocks], minlength=n_parts)
+            richest = int(np.argmax(owners))
+            smallest = [block for block in blocks if parts[block[0]] == richest][-1]
+            parts[smallest] = part
 
 
 def _apportion(total: int, shares: npt.NDArray[np.float64]) -> Indexes:

@@ -71,14 +71,14 @@ def read_table(source: str | Path, cache_dir: Path = DEFAULT_CACHE) -> Table:
 def _read_bytes(path: Path, name: str) -> bytes:
     suffix = path.suffix.lower()
     expected = f"a {', '.join(_SUFFIXES[:-1])} or {_SUFFIXES[-1]} file"
-    if path.is_dir():
-        raise DataError(f"{name}: expected {expected}, found a folder; name a file in it.")
-    if suffix not in _SUFFIXES:
-        found = f'the suffix "{suffix}"' if suffix else "no suffix"
-        raise DataError(
-            f"{name}: expected {expected}, found {found}; name the file by its format or convert it."
-        )
     try:
+        if path.is_dir():
+            raise DataError(f"{name}: expected {expected}, found a folder; name a file in it.")
+        if suffix not in _SUFFIXES:
+            found = f'the suffix "{suffix}"' if suffix else "no suffix"
+            raise DataError(
+                f"{name}: expected {expected}, found {found}; name the file by its format or convert it."
+            )
         return path.read_bytes()
     except FileNotFoundError:
         raise DataError(f"{name}: there is no such file; check the path.") from None
@@ -89,9 +89,7 @@ def _read_bytes(path: Path, name: str) -> bytes:
 
 def _check_rows(frame: pl.DataFrame, name: str) -> None:
     if frame.height == 0:
-        raise DataError(
-            f"{name}: expected at least one data row, found none; check that this is the right file."
-        )
+        raise DataError(f"{name}: expected at least one data row, found none; check that this is the right file.")
     faults = Faults(name)
     for column in frame.columns:
         # CSV and JSON lines were checked as text; Parquet and hub rows come here unchecked.

@@ -13,7 +13,8 @@ from scipy.sparse import csr_matrix, hstack
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
-from rxtone.evaluation.inputs import LabelledReview, label_indexes
+from rxtone.data.reviews import Review
+from rxtone.evaluation.inputs import label_indexes
 
 MAJORITY = "majority"
 TFIDF_FIELDS = "tfidf_fields"
@@ -59,9 +60,7 @@ def unavailable_baselines(reason: str) -> tuple[Baseline, ...]:
     return tuple(Baseline(name, title, None, reason) for name, title in names.items())
 
 
-def fit_baselines(
-    train: Sequence[LabelledReview], held_out: Sequence[LabelledReview], labels: Sequence[str]
-) -> tuple[Baseline, ...]:
+def fit_baselines(train: Sequence[Review], held_out: Sequence[Review], labels: Sequence[str]) -> tuple[Baseline, ...]:
     """Fit the baselines on the training reviews and let them predict the held-out ones.
 
     The result depends on the reviews alone: no random numbers are drawn.
@@ -90,11 +89,11 @@ def fit_baselines(
     )
 
 
-def _field(review: LabelledReview, name: str) -> str:
+def _field(review: Review, name: str) -> str:
     return dict(review.fields).get(name, "")
 
 
-def _whole(review: LabelledReview) -> str:
+def _whole(review: Review) -> str:
     return "\n".join([text for _, text in review.fields] + [review.text or ""])
 
 

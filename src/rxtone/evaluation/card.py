@@ -64,9 +64,7 @@ like those it was tested on.
 """
 
 
-def render_card(
-    *, base: str, recipe: Mapping[str, Any], record: Mapping[str, Any], metrics: Mapping[str, Any]
-) -> str:
+def render_card(*, base: str, recipe: Mapping[str, Any], record: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
     """Render the card.
 
     Args:
@@ -79,7 +77,7 @@ def render_card(
         Markdown with a YAML head as the hub expects.
     """
     environment = Environment(undefined=StrictUndefined, autoescape=False)  # noqa: S701  # Markdown, no review text
-    fields = {name: "..." for name in recipe["data"]["text_fields"]}
+    fields = dict.fromkeys(recipe["data"]["text_fields"], "...")
     return environment.from_string(TEMPLATE).render(
         base=base, labels=metrics["labels"], metrics=metrics, lora=recipe["lora"], train=recipe["train"],
         source=record["tables"]["train"]["source"], sha256=record["tables"]["train"]["sha256"],

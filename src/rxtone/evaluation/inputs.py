@@ -1,39 +1,13 @@
-"""What evaluation asks of a review and of a classifier: the least that it needs, so that any scorer fits."""
+"""What evaluation asks of a classifier, and what it reads from reviews: torch stays out of both."""
 
 from collections.abc import Sequence
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rxtone.data.reviews import Review
 from rxtone.errors import DataError
-
-
-class LabelledReview(Protocol):
-    """A review with the label it should get; `rxtone.data.reviews.Review` is one."""
-
-    @property
-    def fields(self) -> tuple[tuple[str, str], ...]:
-        """Pairs of prompt name and text, empty for free text."""
-
-    @property
-    def text(self) -> str | None:
-        """The free text, None where there are fields."""
-
-    @property
-    def label(self) -> str | None:
-        """The true label."""
-
-    @property
-    def group(self) -> str | None:
-        """What the review belongs to (a drug, a patient), None where no group column is set."""
-
-    @property
-    def row(self) -> int:
-        """The 1-based data row of the table."""
-
-
-Review_contra = TypeVar("Review_contra", bound=LabelledReview, contravariant=True)
 
 
 class Scores(Protocol):
@@ -52,18 +26,18 @@ class Scores(Protocol):
         """Length of the prompt in tokens, shape (n,)."""
 
 
-class ScoringClassifier(Protocol[Review_contra]):
+class ScoringClassifier(Protocol):
     """A classifier as evaluation sees it; `rxtone.Classifier` is one."""
 
     @property
     def labels(self) -> tuple[str, ...]:
         """The labels in recipe order."""
 
-    def score(self, reviews: Sequence[Review_contra], /) -> Scores:
+    def score(self, reviews: Sequence[Review], /) -> Scores:
         """Score each review against each label, in order."""
 
 
-def label_indexes(reviews: Sequence[LabelledReview], labels: Sequence[str]) -> NDArray[np.int64]:
+def label_indexes(reviews: Sequence[Review], labels: Sequence[str]) -> NDArray[np.int64]:
     """Look up the position of each review's true label.
 
     Args:
@@ -92,3 +66,20 @@ def label_indexes(reviews: Sequence[LabelledReview], labels: Sequence[str]) -> N
             f"{', '.join(labels)} ({len(strange)} such rows). Use the label rule it was trained with."
         )
     return np.array([position[str(review.label)] for review in reviews], dtype=np.int64)
+
+
+def group_indexes(reviews: Sequence[Review]) -> NDArray[np.int64] | None:
+    """Number the groups of reviews.
+
+    Args:
+        reviews: The n reviews.
+
+    Returns:
+        One number per group, shape (n,); a review without a group is one of its own. None where no review has
+        a group.
+    """
+    if all(review.group is None for review in reviews):
+        return None
+    number: dict[object, int] = {}
+    keys = [i if review.group is None else review.group for i, review in enumerate(reviews)]
+    return np.array([number.setdefault(key, len(number)) for key in keys], dtype=np.int64)

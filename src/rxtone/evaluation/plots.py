@@ -8,6 +8,7 @@ vision) keep their contrast on both.
 import io
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -27,6 +28,7 @@ _STRONGEST_CELL = 0.7
 _SMOOTH_STEPS = 25
 # A longer name would squeeze the drawing away; the tables of the page hold it in full.
 _LONGEST_NAME = 28
+_LEAST_COVERAGE = 0.04
 
 
 def confusion_figure(matrix: Sequence[Sequence[int]], labels: Sequence[str], *, normalised: bool) -> Figure:
@@ -46,9 +48,7 @@ def confusion_figure(matrix: Sequence[Sequence[int]], labels: Sequence[str], *, 
     side = max(3.4, 1.0 * len(labels) + 0.9)
     figure, axes = _figure(side + 0.4, side)
     for i, j in np.ndindex(*counts.shape):
-        axes.add_patch(
-            Rectangle((j, i), 1, 1, facecolor=(BLUE, _STRONGEST_CELL * share[i, j]), edgecolor="none")
-        )
+        axes.add_patch(Rectangle((j, i), 1, 1, facecolor=(BLUE, _STRONGEST_CELL * share[i, j]), edgecolor="none"))
         text = f"{share[i, j]:.0%}" if normalised else f"{counts[i, j]:,.0f}"
         axes.text(j + 0.5, i + 0.5, text, ha="center", va="center", fontsize=12, color=INK)
     axes.set_xlim(0, len(labels))
@@ -156,6 +156,61 @@ def interval_figure(
     _finish(axes, label, "")
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
+    return figure
+
+
+def reliability_figure(bins: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
+    """Draw accuracy against confidence; calibrated probabilities lie on the diagonal.
+
+    Args:
+        bins: Name of the curve -> its bins with `confidence`, `accuracy`, `accuracy_ci`; the last one accented.
+
+    Returns:
+        The reliability diagram.
+    """
+    figure, axes = _figure(4.2, 3.8)
+    axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle="--")
+    shown = [b["confidence"] for curve in bins.values() for b in curve]
+    shown += [end for curve in bins.values() for b in curve for end in b["accuracy_ci"]]
+    for i, (name, curve) in enumerate(bins.items()):
+        last = i == len(bins) - 1
+        colour = BLUE if last else ORANGE
+        x, y = [b["confidence"] for b in curve], [b["accuracy"] for b in curve]
+        if last:
+            ends = np.array([b["accuracy_ci"] for b in curve]).T
+            axes.vlines(x, ends[0], ends[1], color=colour, alpha=0.35, linewidth=2.5)
+        marker = "o" if last else "s"
+        axes.plot(x, y, color=colour, marker=marker, markersize=5 if last else 4, label=name, linewidth=1.2)
+    low = max(0.0, min(shown) - 0.03)
+    axes.set_xlim(low, 1.02)
+    axes.set_ylim(low, 1.02)
+    _finish(axes, "confidence", "accuracy")
+    axes.legend(frameon=False, labelcolor=INK, loc="upper left")
+    return figure
+
+
+def risk_coverage_figure(
+    coverage: Sequence[float], risk: Sequence[float], answered: tuple[float, float] | None = None
+) -> Figure:
+    """Draw the accuracy of the answers against the share of reviews answered.
+
+    Args:
+        coverage: Shares of reviews answered, shape (m,).
+        risk: Share of errors among them, shape (m,).
+        answered: Coverage and risk of the least confidence in use, to be marked; None for none.
+
+    Returns:
+        The curve.
+    """
+    figure, axes = _figure(4.6, 3.4)
+    c, accuracy = np.asarray(coverage), 1 - np.asarray(risk)
+    # The accuracy of the last few answers jumps by tens of points and would set the scale of all.
+    shown = (c >= _LEAST_COVERAGE) | (np.arange(len(c)) == 0)
+    axes.plot(c[shown], accuracy[shown], color=BLUE, linewidth=1.8)
+    if answered is not None:
+        axes.plot([answered[0]], [1 - answered[1]], color=ORANGE, marker="o", markersize=8)
+    axes.set_xlim(1.02, 0)  # from answering everything to answering nothing
+    _finish(axes, "share of reviews answered", "accuracy of the answers")
     return figure
 
 

@@ -7,11 +7,10 @@ from them gives the same page.
 from collections.abc import Mapping, Sequence
 from typing import Any, NotRequired, TypedDict
 
+import polars as pl
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
-from matplotlib.figure import Figure
 
-from rxtone.evaluation import plots
+from rxtone.evaluation.pictures import comparison_picture, report_pictures
 
 HEADLINE = ("macro_f1", "accuracy", "kappa")
 """The metrics shown large, the deciding one first."""
@@ -27,6 +26,23 @@ METRIC_TITLES = {
     "kappa": "Cohen's kappa",
     "quadratic_kappa": "quadratic kappa",
 }
+
+
+class Example(TypedDict):
+    """One review that deserves a look."""
+
+    row: int
+    """The 1-based data row of the table."""
+    true_label: str
+    """The label of the table."""
+    label: str
+    """The predicted label."""
+    score: float
+    """The probability of the predicted label."""
+    text: NotRequired[str]
+    """The review itself, where whoever renders the page asked for texts."""
+    words: NotRequired[Sequence[tuple[str, float]]]
+    """The review in words, each with its weight in -1..1 for the predicted label; shown instead of `text`."""
 
 
 class ReportContext(TypedDict):
@@ -50,10 +66,33 @@ class ReportContext(TypedDict):
     """The commands that give this result again."""
     notes: NotRequired[Sequence[str]]
     """What a reader should know before trusting the figures, in sentences."""
+    confident_errors: NotRequired[Sequence[Example]]
+    """The errors of the highest confidence, as `confident_errors` finds them."""
+    suspects: NotRequired[Sequence[Example]]
+    """Training reviews whose label cross-fitted probabilities contradict."""
+
+
+class ComparisonContext(TypedDict):
+    """Everything that the page of a comparison shows."""
+
+    title: str
+    """What is compared."""
+    created: str
+    """When, as an ISO 8601 date and time."""
+    table: str
+    """The table on whose reviews the runs are compared."""
+    comparison: Mapping[str, Any]
+    """What `compare` gives."""
+    commands: Sequence[str]
+    """The commands that give this result again."""
+    notes: NotRequired[Sequence[str]]
+    """What a reader should know before trusting the figures, in sentences."""
+    seeds: NotRequired[Mapping[str, Mapping[str, Any]]]
+    """Run -> `n`, `mean`, `sd`, `interval` of macro-F1 over seeds, where several were trained."""
 
 
 def render_report(context: ReportContext) -> str:
-    """Render the page.
+    """Render the page of one evaluation.
 
     Args:
         context: What to show.
@@ -61,7 +100,68 @@ def render_report(context: ReportContext) -> str:
     Returns:
         HTML. Every value is escaped; the content security policy forbids scripts and requests.
     """
-    # A StrictUndefined: a misspelt key must fail here, not leave a gap in the page.
+    metrics = context["metrics"]
+    rows = [{"title": "this classifier", "metrics": metrics, "unavailable": None}, *_beside(metrics)]
+    return (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            context=context,
+            metrics=metrics,
+            headline=HEADLINE,
+            metric_titles=METRIC_TITLES,
+            rows=rows,
+            pictures=report_pictures(metrics, rows, context["history"]),
+        )
+    )
+
+
+def render_comparison(context: ComparisonContext) -> str:
+    """Render the page of a comparison of runs.
+
+    Args:
+        context: What to show.
+
+    Returns:
+        HTML, as inert as that of `render_report`.
+    """
+    comparison = context["comparison"]
+    rows = [{"title": name, "metrics": metrics, "unavailable": None} for name, metrics in comparison["runs"].items()]
+    rows += _beside(comparison)
+    return (
+        _environment()
+        .get_template("comparison.html.j2")
+        .render(
+            context=context,
+            comparison=comparison,
+            labels=comparison["labels"],
+            metric_titles=METRIC_TITLES,
+            rows=rows,
+            picture=comparison_picture(rows),
+        )
+    )
+
+
+def confident_errors(predictions: pl.DataFrame, count: int = 10) -> list[Example]:
+    """Find the errors of the highest confidence.
+
+    Args:
+        predictions: The content of `predictions.parquet`.
+        count: How many at most.
+
+    Returns:
+        The errors, the most confident first, without the text of the reviews.
+    """
+    wrong = predictions.filter(pl.col("label") != pl.col("true_label"))
+    found = wrong.sort("score", "row", descending=[True, False]).head(count)
+    return [
+        Example(row=row, true_label=true, label=label, score=score)
+        for row, true, label, score in found.select("row", "true_label", "label", "score").iter_rows()
+    ]
+
+
+def _environment() -> Environment:
+    # StrictUndefined: a misspelt key must fail here, not leave a gap in the page.
     environment = Environment(
         loader=PackageLoader("rxtone.evaluation", "."),
         autoescape=True,
@@ -69,16 +169,13 @@ def render_report(context: ReportContext) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"figure": format_figure, "interval": format_interval, "percent": format_percent}
-    metrics = context["metrics"]
-    return environment.get_template("report.html.j2").render(
-        context=context,
-        metrics=metrics,
-        headline=HEADLINE,
-        metric_titles=METRIC_TITLES,
-        rows=_comparison_rows(metrics),
-        pictures=_pictures(context),
-    )
+    environment.filters |= {
+        "figure": format_figure,
+        "interval": format_interval,
+        "percent": format_percent,
+        "signed": format_signed,
+    }
+    return environment
 
 
 def format_figure(value: float | None) -> str:
@@ -91,6 +188,18 @@ def format_figure(value: float | None) -> str:
         Three decimals, or a dash.
     """
     return "–" if value is None else f"{value:.3f}".replace("-", "−")
+
+
+def format_signed(value: float | None) -> str:
+    """Write a difference as text.
+
+    Args:
+        value: The difference, or None.
+
+    Returns:
+        Three decimals with their sign, or a dash.
+    """
+    return "–" if value is None else f"{value:+.3f}".replace("-", "−")
 
 
 def format_percent(value: float | None) -> str:
@@ -117,46 +226,9 @@ def format_interval(interval: Sequence[float] | None) -> str:
     return "–" if interval is None else f"{format_figure(interval[0])} to {format_figure(interval[1])}"
 
 
-def _comparison_rows(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Put the classifier first and what stands beside it below."""
-    rows = [{"title": "this classifier", "metrics": metrics, "unavailable": None}]
-    for baseline in metrics.get("baselines", {}).values():
-        unavailable = baseline.get("unavailable")
-        rows.append({"title": baseline["title"], "metrics": baseline, "unavailable": unavailable})
-    return rows
-
-
-def _pictures(context: ReportContext) -> dict[str, Markup]:
-    metrics = context["metrics"]
-    labels, matrix = metrics["labels"], metrics["confusion_matrix"]
-    pictures = {
-        "confusion_share": _picture(
-            plots.confusion_figure(matrix, labels, normalised=True),
-            "confusion-share",
-            "Confusion matrix, share of each true label",
-        ),
-        "confusion_counts": _picture(
-            plots.confusion_figure(matrix, labels, normalised=False),
-            "confusion-counts",
-            "Confusion matrix, counts",
-        ),
-    }
-    measured = [row for row in _comparison_rows(metrics) if row["unavailable"] is None]
-    if len(measured) > 1:
-        figure = plots.interval_figure(
-            [row["title"] for row in measured],
-            [row["metrics"]["macro_f1"] for row in measured],
-            [row["metrics"].get("macro_f1_ci") for row in measured],
-            "macro-F1",
-        )
-        pictures["comparison"] = _picture(figure, "comparison", "Macro-F1 beside the baselines")
-    for name, figure in plots.training_figures(context["history"]).items():
-        pictures[f"training_{name}"] = _picture(
-            figure, f"training-{name}", f"Training: {name.replace('_', ' ')}"
-        )
-    return pictures
-
-
-def _picture(figure: Figure, name: str, description: str) -> Markup:
-    # Safe: drawn here, and matplotlib escapes the texts in it.
-    return Markup(plots.to_svg(figure, name, description))  # noqa: S704
+def _beside(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """List the baselines as rows of a table."""
+    return [
+        {"title": baseline["title"], "metrics": baseline, "unavailable": baseline.get("unavailable")}
+        for baseline in metrics.get("baselines", {}).values()
+    ]

@@ -272,7 +272,9 @@ def _load_message(name: str, error: Exception, part: str = "model") -> str:
     reason = " ".join(str(error).split())[:300]
     if _folder(name) is not None:
         return f"base {name}: its {part} cannot be read: {reason}; copy or download the folder again"
-    where = "HF_HUB_OFFLINE is set and it is not in the local cache" if settings.offline() else "the hub did not give it"
+    where = (
+        "HF_HUB_OFFLINE is set and it is not in the local cache" if settings.offline() else "the hub did not give it"
+    )
     return (
         f"base {name}: its {part} cannot be loaded ({where}): {reason}. With no network, name a local folder "
         "(--set model.base=PATH) or use the bundled one (--set model.base=bundled)"

@@ -86,9 +86,7 @@ def resolve_targets(model: torch.nn.Module, targets: Sequence[str]) -> tuple[str
     return tuple(name for name in linear if name in matched)
 
 
-def add_adapter(
-    model: T5ForConditionalGeneration, lora: LoraSettings, seed: int
-) -> tuple[PeftModel, AdapterSummary]:
+def add_adapter(model: T5ForConditionalGeneration, lora: LoraSettings, seed: int) -> tuple[PeftModel, AdapterSummary]:
     """Put a fresh adapter on a base.
 
     Args:
@@ -248,7 +246,7 @@ def check_adapter(folder: Path) -> dict[str, Any]:
 
 def merge(model: PeftModel) -> T5ForConditionalGeneration:
     """Fold the adapter into the base weights; load the base in fp32 first, since merging in bf16 drifts."""
-    merged: T5ForConditionalGeneration = model.merge_and_unload(safe_merge=True)  # type: ignore[operator]
+    merged: T5ForConditionalGeneration = model.merge_and_unload(safe_merge=True)
     return merged
 
 

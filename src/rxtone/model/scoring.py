@@ -93,7 +93,8 @@ def score_labels(model: torch.nn.Module, batch: Batch, label_tokens: LabelTokens
         logits = model(
             input_ids=batch.input_ids, attention_mask=batch.attention_mask, decoder_input_ids=start, use_cache=False
         ).logits
-        return logits[:, 0].float().log_softmax(-1)[:, [tokens[0] for tokens in scored]]
+        log_probs: torch.Tensor = logits[:, 0].float().log_softmax(-1)
+        return log_probs[:, [tokens[0] for tokens in scored]]
     return _score_sequences(model, batch, scored)
 
 
@@ -133,9 +134,7 @@ def log_probabilities(scores: np.ndarray) -> np.ndarray:
     return normalised
 
 
-def _score_sequences(
-    model: torch.nn.Module, batch: Batch, scored: tuple[tuple[int, ...], ...]
-) -> torch.Tensor:
+def _score_sequences(model: torch.nn.Module, batch: Batch, scored: tuple[tuple[int, ...], ...]) -> torch.Tensor:
     device = batch.input_ids.device
     rows, k = len(batch.rows), len(scored)
     targets = torch.nn.utils.rnn.pad_sequence(

@@ -141,9 +141,7 @@ def classification_metrics(
     return metrics_from_counts(confusion_counts(y_true, y_pred, len(labels)), labels, ordinal=ordinal)
 
 
-def metrics_from_counts(
-    counts: NDArray[np.int64], labels: Sequence[str], *, ordinal: bool = True
-) -> dict[str, object]:
+def metrics_from_counts(counts: NDArray[np.int64], labels: Sequence[str], *, ordinal: bool = True) -> dict[str, object]:
     """Compute the metrics of one evaluation from its confusion counts.
 
     Args:
@@ -161,8 +159,7 @@ def metrics_from_counts(
         out["quadratic_kappa"] = None
     out["invalid_rate"] = float(values["invalid_rate"])
     out["per_class"] = {
-        label: {name: float(values[name][i]) for name in CLASS_METRICS}
-        | {"support": int(values["support"][i])}
+        label: {name: float(values[name][i]) for name in CLASS_METRICS} | {"support": int(values["support"][i])}
         for i, label in enumerate(labels)
     }
     out["confusion_matrix"] = counts[:, : len(labels)].tolist()

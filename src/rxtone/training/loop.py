@@ -147,6 +147,9 @@ def fit(
     weights = class_weight_vector(train.class_weights, data.train_classes, data.labels)
     class_weights = torch.from_numpy(weights).to(parameters[0].device)
     total = total_steps(data.train.lengths, train)
+    if train.gradient_checkpointing:
+        # Not the re-entrant kind: with a frozen base no input requires a gradient, and it would give none.
+        model.get_base_model().activation_checkpointing_enable({"use_reentrant": False})
     model.train()
     while progress.step < total and not _patience_over(progress, train):
         groups = step_groups(data.train.lengths, train, progress.epoch)
@@ -242,9 +245,7 @@ def _step(
     for indexes in group:
         batch = data.train.batch(indexes, data.pad_token_id).to(device)
         classes = torch.from_numpy(data.train_classes[indexes]).to(device)
-        loss, weight = loss_sum(
-            model, batch, classes, data.label_tokens, loss=train.loss, class_weights=class_weights
-        )
+        loss, weight = loss_sum(model, batch, classes, data.label_tokens, loss=train.loss, class_weights=class_weights)
         (loss * scale).backward()
         loss_total += loss.item()
         weight_total += weight
@@ -280,16 +281,12 @@ def _check_gradients(model: PeftModel) -> None:
         raise RunError(msg)
 
 
-def _validate(
-    model: PeftModel, data: TrainingData, progress: Progress, epoch: float
-) -> tuple[Progress, EvalDone]:
-    scores = score_dataset(
-        model, data.validation, data.label_tokens, batch_size=64, pad_token_id=data.pad_token_id
-    )
+def _validate(model: PeftModel, data: TrainingData, progress: Progress, epoch: float) -> tuple[Progress, EvalDone]:
+    scores = score_dataset(model, data.validation, data.label_tokens, batch_size=64, pad_token_id=data.pad_token_id)
     log_probs = log_probabilities(scores)
     true = data.validation_classes
     metrics = classification_metrics(true, log_probs.argmax(1), data.labels)
-    macro_f1 = float(metrics["macro_f1"])
+    macro_f1 = float(str(metrics["macro_f1"]))
     best = macro_f1 > progress.best_macro_f1
     if best:
         progress = replace(progress, best_step=progress.step, best_macro_f1=macro_f1, stale=0)

@@ -1,0 +1,156 @@
+"""Dropout masks that are parallel, repeatable and need not be stored.
+
+torch draws the random numbers of a CPU dropout one by one (4 to 7 ns an element, whatever the number of
+threads); a training step of Flan-T5-base draws some hundred million. Here the random bits of an element are
+the exclusive or of three words taken from three tables of true generator output at three random offsets,
+which vectorises:
+
+* each bit is uniform, since one uniform word makes an exclusive or uniform;
+* two elements share all three words only where two tiles drew the same pair of offset differences (2**26
+  pairs against a few hundred tiles a step), so masks of different places are pairwise independent but for
+  that chance;
+* the tables are redrawn from the generator for every forward, and the offsets are a handful of integers: the
+  backward pass makes the same bits again instead of keeping a mask of the size of every activation.
+
+An element is dropped where its bits, read as a floating-point number of the tensor's own width, lie at or
+below a threshold: one fused torch kernel (``threshold_backward``) reads value and bits and writes the masked
+value. The threshold is the number below which exactly round(p * 2**bits) of the 2**bits patterns lie, so p is
+exact to 2**-16 in bf16 and finer in fp32 and fp64. Masked values are not rescaled here: callers fold 1/(1-p)
+into a factor that they apply anyway.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_TABLE_WORDS = 1 << 17  # 64-bit words of a table: 1 MiB, so that the three tables stay in the shared cache
+_TILE_WORDS = 1 << 16  # words masked at a time: 512 KiB, half of a core's second-level cache
+_ALIGNMENT = 8  # offsets are multiples of a cache line
+_MAX_RATE = 0.99
+_FORMATS = {  # dtype: bits of a number, bits pattern of infinity, integer and float codes of struct
+    torch.bfloat16: (16, 0x7F80, "H", ""),
+    torch.float32: (32, 0x7F800000, "I", "f"),
+    torch.float64: (64, 0x7FF0000000000000, "Q", "d"),
+}
+
+
+@dataclass(frozen=True)
+class Mask:
+    """Where and how much one tensor is dropped.
+
+    Attributes:
+        rate: The share of elements that are dropped.
+        offsets: One triple of table offsets (64-bit words) per tile.
+    """
+
+    rate: float
+    offsets: tuple[tuple[int, int, int], ...]
+
+    @property
+    def scale(self) -> float:
+        """The factor 1 / (1 - rate) that keeps the expectation."""
+        return 1.0 / (1.0 - self.rate)
+
+
+def threshold(rate: float, dtype: torch.dtype) -> float:
+    """Find the number at or below which a share of all bit patterns lies.
+
+    Floating-point numbers are ordered like sign-magnitude integers and comparisons with NaN are false, so
+    counting from minus infinity upwards is counting patterns down from that of infinity.
+
+    Args:
+        rate: The share of the patterns of ``dtype``, in [0, 0.99].
+        dtype: bfloat16, float32 or float64.
+
+    Returns:
+        The largest number that is dropped (``-inf`` and rate 0 differ by one pattern: ask only for rate > 0).
+    """
+    bits, infinity, integer_code, float_code = _FORMATS[dtype]
+    count = max(1, round(rate * 2**bits))
+    negatives = infinity + 1  # magnitudes 0 .. infinity
+    below_zero = count <= negatives
+    pattern = (infinity - count + 1) | (1 << (bits - 1)) if below_zero else max(0, count - negatives - 1)
+    if dtype is torch.bfloat16:
+        return float(struct.unpack("f", struct.pack("I", pattern << 16))[0])
+    return float(struct.unpack(float_code, struct.pack(integer_code, pattern))[0])
+
+
+class MaskSource:
+    """The masks of one forward pass and of its backward pass."""
+
+    def __init__(self, seed: int, device: torch.device) -> None:
+        """Fill the tables.
+
+        Args:
+            seed: Any non-negative integer; equal seeds give equal masks in equal order of use.
+            device: Where the masked tensors live.
+        """
+        generator = np.random.Generator(np.random.SFC64(seed))
+        words = generator.integers(0, 2**64, size=3 * _TABLE_WORDS, dtype=np.uint64).view(np.int64)
+        self._tables = torch.from_numpy(words).to(device).view(3, _TABLE_WORDS)
+        self._scratch = torch.empty(_TILE_WORDS, dtype=torch.int64, device=device)
+        self._generator = generator
+
+    def mask(self, elements: int, dtype: torch.dtype, rate: float) -> Mask | None:
+        """Draw the mask of a tensor.
+
+        Args:
+            elements: How many elements the tensor has.
+            dtype: Its dtype: bfloat16, float32 or float64.
+            rate: The share to drop, at most 0.99.
+
+        Returns:
+            The mask, or None where nothing is dropped.
+
+        Raises:
+            ValueError: The rate is not in [0, 0.99].
+        """
+        if not 0.0 <= rate <= _MAX_RATE:
+            raise ValueError(f"expected a dropout rate in [0, {_MAX_RATE}], got {rate}")
+        if rate == 0.0 or elements == 0:
+            return None
+        words = -(-elements * dtype.itemsize // 8)
+        tiles = -(-words // _TILE_WORDS)
+        steps = (_TABLE_WORDS - _TILE_WORDS) // _ALIGNMENT
+        drawn = (self._generator.integers(0, steps, size=(tiles, 3)) * _ALIGNMENT).tolist()
+        return Mask(rate, tuple((first, second, third) for first, second, third in drawn))
+
+    def apply(self, values: Tensor, mask: Mask | None, *, in_place: bool = False) -> Tensor:
+        """Set the dropped elements to zero, without rescaling the others.
+
+        Args:
+            values: A contiguous tensor of the size and dtype that the mask was drawn for.
+            mask: What ``mask`` returned; None drops nothing.
+            in_place: Overwrite ``values``.
+
+        Returns:
+            The masked values; ``values`` itself where the mask is None or ``in_place`` is set.
+        """
+        if mask is None:
+            return values
+        flat = values.view(-1)
+        out = flat if in_place else torch.empty_like(flat)
+        limit = threshold(mask.rate, values.dtype)
+        tile = _TILE_WORDS * 8 // values.dtype.itemsize
+        for index, offsets in enumerate(mask.offsets):
+            source = flat[index * tile : (index + 1) * tile]
+            bits = self._bits(offsets, source.numel(), values.dtype)
+            torch.ops.aten.threshold_backward.grad_input(
+                source, bits, limit, grad_input=out[index * tile : (index + 1) * tile]
+            )
+        return out.view(values.shape)
+
+    def _bits(self, offsets: tuple[int, int, int], elements: int, dtype: torch.dtype) -> Tensor:
+        words = -(-elements * dtype.itemsize // 8)
+        first, second, third = (
+            table[offset : offset + words] for table, offset in zip(self._tables, offsets, strict=True)
+        )
+        bits = self._scratch[:words]
+        torch.bitwise_xor(first, second, out=bits)
+        bits.bitwise_xor_(third)
+        return bits.view(dtype)[:elements]

@@ -1,0 +1,312 @@
+"""The two sublayers of the encoder on flat tokens, forward and backward.
+
+Both map the residual stream h to h + dropout(f(norm(h))). They are autograd functions whose backward is
+written out, see ``ops``. What they keep per token and layer: h; q, k, v and the attention probabilities; the
+two (or one) inner activations of the feed-forward layer. Normalised inputs, activations, products and every
+mask are made again. Where no gradient is wanted (the lowest adapted sublayer's input, and everything below
+it) none is computed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from rxtone.model.engine.dropout import Mask, MaskSource
+from rxtone.model.engine.layout import Block
+from rxtone.model.engine.ops import (
+    AdapterTape,
+    activate,
+    activate_backward,
+    drop,
+    linear,
+    linear_backward,
+    linears,
+    norm,
+    norm_backward,
+    scale_of,
+)
+from rxtone.model.engine.plan import Attention, FeedForward
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What all sublayers of one forward share.
+
+    Attributes:
+        blocks: Attention blocks over the flat rows.
+        biases: Position bias and mask of every block.
+        heads: Attention heads.
+        epsilon: Of the norms.
+        rate: The model's dropout in this pass: 0 outside training.
+        masks: Source of masks; None outside training.
+    """
+
+    blocks: tuple[Block, ...]
+    biases: tuple[Tensor, ...]
+    heads: int
+    epsilon: float
+    rate: float
+    masks: MaskSource | None
+
+
+@dataclass
+class _AttentionTape:
+    """What the backward of an attention sublayer needs, freed as the backward reaches it."""
+
+    h: Tensor
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    context: Tensor | None
+    probabilities: list[tuple[Tensor, Mask | None]]
+    adapters: tuple[AdapterTape | None, ...]
+    out: Mask | None
+
+
+def taken(ctx: Any) -> Any:  # noqa: ANN401
+    """Take a tape out of its graph node, so that it is freed as the backward proceeds and not at its end.
+
+    Args:
+        ctx: The node.
+
+    Returns:
+        The tape.
+
+    Raises:
+        RuntimeError: A second backward through one forward.
+    """
+    tape, ctx.tape = ctx.tape, None
+    if tape is None:
+        raise RuntimeError("the engine's graph allows one backward per forward; run the forward again")
+    return tape
+
+
+def _split(rows: Tensor, block: Block, heads: int, *, zero: bool = False) -> Tensor:
+    """Flat rows of a block as (reviews * heads, length, width of a head), contiguous."""
+    padded = block.pad(rows, zero=zero)
+    reviews, length, width = padded.shape
+    return (
+        padded.view(reviews, length, heads, width // heads)
+        .transpose(1, 2)
+        .reshape(-1, length, width // heads)
+    )
+
+
+def _join(out: Tensor, block: Block, values: Tensor, scale: float) -> None:
+    """Write (reviews * heads, length, width of a head) back into flat rows."""
+    heads = values.shape[0] // block.reviews
+    merged = values.view(block.reviews, heads, block.length, -1).transpose(1, 2)
+    if block.scatter is None:
+        target = out[block.start : block.stop].view(merged.shape)
+        torch.mul(merged, scale, out=target)
+    else:
+        block.unpad_to(out, merged.reshape(block.reviews, block.length, -1), scale)
+
+
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, run: Pass, keep: list[tuple[Tensor, Mask | None]] | None
+) -> Tensor:
+    """softmax(q k^T + bias) v per block; T5 does not scale q."""
+    context = torch.empty_like(q)
+    for block, bias in zip(run.blocks, run.biases, strict=True):
+        keys = _split(k, block, run.heads)
+        scores = torch.bmm(_split(q, block, run.heads), keys.transpose(1, 2))
+        scores.view(block.reviews, run.heads, block.length, block.length).add_(bias)
+        probabilities = torch.softmax(scores, -1)
+        mask = None if run.masks is None else run.masks.mask(probabilities.numel(), q.dtype, run.rate)
+        kept = probabilities if mask is None or run.masks is None else run.masks.apply(probabilities, mask)
+        _join(context, block, torch.bmm(kept, _split(v, block, run.heads)), scale_of(mask))
+        if keep is not None:
+            keep.append((probabilities, mask))
+    return context
+
+
+def _attend_backward(grad: Tensor, tape: _AttentionTape, run: Pass) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q, k, v.
+
+    With P = softmax(S), M the mask, c its factor: dV = c (M P)^T dO, dP = c M (dO V^T),
+    dS = P (dP - rowsum(dP P)), dQ = dS K, dK = dS^T Q. The bias is frozen and has no gradient.
+    """
+    grads = [torch.empty_like(tape.q) for _ in range(3)]
+    for block, (probabilities, mask) in zip(run.blocks, tape.probabilities, strict=True):
+        q, k, v = (_split(t, block, run.heads) for t in (tape.q, tape.k, tape.v))
+        upper = _split(grad, block, run.heads, zero=True)
+        through = torch.bmm(upper, v.transpose(1, 2))
+        kept = probabilities
+        if mask is not None and run.masks is not None:
+            run.masks.apply(through, mask, in_place=True)
+            kept = run.masks.apply(probabilities, mask)
+        scale = scale_of(mask)
+        # dS is linear in dO: the factor c is applied where the block is written back.
+        scores = torch.ops.aten._softmax_backward_data(through, probabilities, -1, q.dtype)
+        _join(grads[0], block, torch.bmm(scores, k), scale)
+        _join(grads[1], block, torch.bmm(scores.transpose(1, 2), q), scale)
+        _join(grads[2], block, torch.bmm(kept.transpose(1, 2), upper), scale)
+    return grads[0], grads[1], grads[2]
+
+
+def _attention(h: Tensor, layer: Attention, run: Pass, *, keep: bool) -> tuple[Tensor, _AttentionTape | None]:
+    x = norm(h, layer.norm, run.epsilon)
+    (q, k, v), tapes = linears(x, (layer.q, layer.k, layer.v), run.masks)
+    probabilities: list[tuple[Tensor, Mask | None]] = []
+    context = _attend(q, k, v, run, probabilities if keep else None)
+    out, o_tape = linear(context, layer.o, run.masks)
+    out, mask = drop(run.masks, out, run.rate, in_place=True)
+    result = torch.add(h, out, alpha=scale_of(mask))
+    if not keep:
+        return result, None
+    wanted = context if layer.o.adapter is not None else None
+    return result, _AttentionTape(h, q, k, v, wanted, probabilities, (*tapes, o_tape), mask)
+
+
+class AttentionSublayer(torch.autograd.Function):
+    """h + dropout(o(attention(norm(h))))."""
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, layer: Attention, run: Pass, *adapters: Tensor) -> Tensor:  # noqa: ANN401
+        """Run the sublayer and keep its tape."""
+        result, ctx.tape = _attention(h, layer, run, keep=True)
+        ctx.layer, ctx.run = layer, run
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # noqa: ANN401
+        """Gradients of h and of the adapters."""
+        tape: _AttentionTape = taken(ctx)
+        layer: Attention = ctx.layer
+        run: Pass = ctx.run
+        need = bool(ctx.needs_input_grad[0])
+        q_tape, k_tape, v_tape, o_tape = tape.adapters
+        upper = torch.mul(grad, scale_of(tape.out))
+        if run.masks is not None:
+            run.masks.apply(upper, tape.out, in_place=True)
+        context = (
+            tape.q if tape.context is None else tape.context
+        )  # the input of o matters to its adapter alone
+        middle, o_grads = linear_backward(upper, context, layer.o, o_tape, run.masks)
+        assert middle is not None
+        dq, dk, dv = _attend_backward(middle, tape, run)
+        x = norm(tape.h, layer.norm, run.epsilon)
+        dx, q_grads = linear_backward(dq, x, layer.q, q_tape, run.masks, need_input=need)
+        dx, k_grads = linear_backward(dk, x, layer.k, k_tape, run.masks, dx, need_input=need)
+        dx, v_grads = linear_backward(dv, x, layer.v, v_tape, run.masks, dx, need_input=need)
+        dh = None if dx is None else norm_backward(dx, tape.h, layer.norm, run.epsilon, grad)
+        return dh, None, None, *q_grads, *k_grads, *v_grads, *o_grads
+
+
+@dataclass
+class _FeedForwardTape:
+    """What the backward of a feed-forward sublayer needs."""
+
+    h: Tensor
+    gate: Tensor | None
+    up: Tensor
+    inner: Mask | None
+    out: Mask | None
+    adapters: tuple[AdapterTape | None, ...]
+
+
+def _hidden(gate: Tensor | None, up: Tensor, activation: str) -> Tensor:
+    """act(gate) * up in the gated form (Shazeer 2020), act(up) in the other."""
+    return activate(up, activation) if gate is None else activate(gate, activation).mul_(up)
+
+
+def _feed_forward(
+    h: Tensor, layer: FeedForward, run: Pass, *, keep: bool
+) -> tuple[Tensor, _FeedForwardTape | None]:
+    x = norm(h, layer.norm, run.epsilon)
+    layers = (layer.up,) if layer.gate is None else (layer.gate, layer.up)
+    inputs, tapes = linears(x, layers, run.masks)
+    gate, up = (None, inputs[0]) if layer.gate is None else inputs
+    hidden, inner = drop(run.masks, _hidden(gate, up, layer.activation), run.rate, in_place=True)
+    out, down_tape = linear(hidden, layer.down, run.masks)
+    out, mask = drop(run.masks, out, run.rate, in_place=True)
+    # down() is linear, adapter included, so the factors of both dropouts meet here.
+    result = torch.add(h, out, alpha=scale_of(inner) * scale_of(mask))
+    if not keep:
+        return result, None
+    return result, _FeedForwardTape(h, gate, up, inner, mask, (*tapes, down_tape))
+
+
+class FeedForwardSublayer(torch.autograd.Function):
+    """h + dropout(down(dropout(act(gate(norm(h))) * up(norm(h)))))."""
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, layer: FeedForward, run: Pass, *adapters: Tensor) -> Tensor:  # noqa: ANN401
+        """Run the sublayer and keep its tape."""
+        result, ctx.tape = _feed_forward(h, layer, run, keep=True)
+        ctx.layer, ctx.run = layer, run
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # noqa: ANN401
+        """Gradients of h and of the adapters."""
+        tape: _FeedForwardTape = taken(ctx)
+        layer: FeedForward = ctx.layer
+        run: Pass = ctx.run
+        need = bool(ctx.needs_input_grad[0])
+        *gate_tapes, up_tape, down_tape = tape.adapters
+        upper = torch.mul(grad, scale_of(tape.inner) * scale_of(tape.out))
+        if run.masks is not None:
+            run.masks.apply(upper, tape.out, in_place=True)
+        hidden = tape.up
+        if layer.down.adapter is not None:
+            hidden = _hidden(tape.gate, tape.up, layer.activation)
+            if run.masks is not None:
+                run.masks.apply(hidden, tape.inner, in_place=True)
+        middle, down_grads = linear_backward(upper, hidden, layer.down, down_tape, run.masks)
+        assert middle is not None
+        if run.masks is not None:
+            run.masks.apply(middle, tape.inner, in_place=True)
+        needs_x = layer.up.adapter is not None or (layer.gate is not None and layer.gate.adapter is not None)
+        x = norm(tape.h, layer.norm, run.epsilon) if needs_x else tape.h
+        dx: Tensor | None = None
+        gate_grads: tuple[Tensor, ...] = ()
+        if layer.gate is None or tape.gate is None:
+            dup = activate_backward(middle, tape.up, layer.activation)
+        else:
+            dup = activate(tape.gate, layer.activation).mul_(middle)
+            dgate = activate_backward(middle.mul_(tape.up), tape.gate, layer.activation)
+            dx, gate_grads = linear_backward(dgate, x, layer.gate, gate_tapes[0], run.masks, need_input=need)
+        dx, up_grads = linear_backward(dup, x, layer.up, up_tape, run.masks, dx, need_input=need)
+        dh = None if dx is None else norm_backward(dx, tape.h, layer.norm, run.epsilon, grad)
+        return dh, None, None, *gate_grads, *up_grads, *down_grads
+
+
+def attention(h: Tensor, layer: Attention, run: Pass) -> Tensor:
+    """Self-attention sublayer of the encoder.
+
+    Args:
+        h: Residual stream on flat rows (tokens, d_model).
+        layer: Its weights.
+        run: What the pass shares.
+
+    Returns:
+        The residual stream after the sublayer (tokens, d_model).
+    """
+    if torch.is_grad_enabled() and (h.requires_grad or any(p.requires_grad for p in layer.parameters)):
+        return AttentionSublayer.apply(h, layer, run, *layer.parameters)  # type: ignore[no-any-return, no-untyped-call]
+    return _attention(h, layer, run, keep=False)[0]
+
+
+def feed_forward(h: Tensor, layer: FeedForward, run: Pass) -> Tensor:
+    """Feed-forward sublayer; the decoder's differs only in having few rows.
+
+    Args:
+        h: Residual stream (rows, d_model).
+        layer: Its weights.
+        run: What the pass shares.
+
+    Returns:
+        The residual stream after the sublayer (rows, d_model).
+    """
+    if torch.is_grad_enabled() and (h.requires_grad or any(p.requires_grad for p in layer.parameters)):
+        return FeedForwardSublayer.apply(h, layer, run, *layer.parameters)  # type: ignore[no-any-return, no-untyped-call]
+    return _feed_forward(h, layer, run, keep=False)[0]

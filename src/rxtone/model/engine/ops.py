@@ -1,0 +1,220 @@
+"""What all sublayers share, forward and hand-written backward: norm, adapted linear map, activation.
+
+Why by hand: autograd would keep every intermediate (the masked input of each adapter, both sides of each
+product, fp32 copies inside the norms) and write each gradient to a tensor of its own. Here a sublayer keeps
+what the derivation needs, makes the cheap rest again, and accumulates in place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the customary name
+from torch import Tensor
+
+from rxtone.model.engine.dropout import Mask, MaskSource
+from rxtone.model.engine.int8 import matmul, quantise_rows
+from rxtone.model.engine.plan import Linear
+
+_aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class AdapterTape:
+    """What an adapter's backward needs beside the input: its mask and down(dropout(x)) (rows, r)."""
+
+    mask: Mask | None
+    inner: Tensor
+
+
+def _tensor(value: Any) -> Tensor:  # noqa: ANN401 - torch.ops is untyped
+    return cast(Tensor, value)
+
+
+def drop(
+    masks: MaskSource | None, values: Tensor, rate: float, *, in_place: bool = False
+) -> tuple[Tensor, Mask | None]:
+    """Mask a tensor without rescaling it.
+
+    Args:
+        masks: The source of masks, None outside training.
+        values: Contiguous values.
+        rate: Share to drop.
+        in_place: Overwrite ``values``.
+
+    Returns:
+        The masked values and the mask (None where nothing is dropped).
+    """
+    mask = None if masks is None else masks.mask(values.numel(), values.dtype, rate)
+    return (values if masks is None else masks.apply(values, mask, in_place=in_place)), mask
+
+
+def scale_of(mask: Mask | None) -> float:
+    """The factor that a dropped tensor still owes."""
+    return 1.0 if mask is None else mask.scale
+
+
+def norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    """T5's norm: x / sqrt(mean(x**2) + epsilon) * weight, over the last dimension."""
+    if x.dtype is torch.float64:
+        return _norm_double(x, weight, epsilon)
+    return F.rms_norm(x, (x.shape[-1],), weight, epsilon)
+
+
+def _norm_double(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    """T5 in transformers takes the mean of squares in fp32 whatever the dtype.
+
+    fp64 serves comparisons only, so it follows to the letter; a better mean would hide errors of this size.
+    """
+    return weight * (x * torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True) + epsilon))
+
+
+def norm_backward(grad: Tensor, x: Tensor, weight: Tensor, epsilon: float, onto: Tensor | None) -> Tensor:
+    """Gradient of ``norm`` with respect to x, added to another gradient.
+
+    With r = 1 / sqrt(mean(x**2) + epsilon), n = x * r and g = grad * weight, the gradient is r * (g - n *
+    mean(g * n)). torch has a fused backward of layer norm, r * (g - mean(g) - n * mean(g * n)) for n = (x -
+    mean) * r with mean and r as inputs: at mean = 0 it lacks r * mean(g), which is added.
+
+    Args:
+        grad: Gradient at the norm's output (rows, width).
+        x: Input of the norm (rows, width).
+        weight: (width,).
+        epsilon: Of the norm.
+        onto: Gradient that reaches x around the norm (rows, width), unchanged; None for none.
+
+    Returns:
+        The sum of both gradients (rows, width).
+    """
+    if x.dtype is torch.float64:
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_()
+            (out,) = torch.autograd.grad(_norm_double(leaf, weight.detach(), epsilon), leaf, grad)
+        return out if onto is None else out.add_(onto)
+    width = x.shape[-1]
+    square = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32).square_().div_(width)
+    inverse = square.add_(epsilon).rsqrt_()
+    zero = torch.zeros_like(inverse)
+    out, _, _ = _aten.native_layer_norm_backward(
+        grad, x, [width], zero, inverse, weight.float(), None, [True, False, False]
+    )
+    row = (grad @ weight[:, None]).float().mul_(inverse).div_(width)
+    if onto is not None:
+        out.add_(onto)
+    return out.add_(row.to(out.dtype))  # type: ignore[no-any-return]
+
+
+def linear(x: Tensor, layer: Linear, masks: MaskSource | None) -> tuple[Tensor, AdapterTape | None]:
+    """Frozen map plus LoRA pair: x W^T + s * dropout(x) A^T B^T.
+
+    The pair's dropout factor 1 / (1 - p) joins s in the last product, and both products of the pair run in
+    the dtype of x: casting x to the adapter's fp32, as PEFT does, would move every activation twice.
+
+    Args:
+        x: (rows, in), contiguous.
+        layer: The map.
+        masks: Source of masks, None outside training.
+
+    Returns:
+        y (rows, out) and what ``linear_backward`` needs of the adapter.
+    """
+    if layer.int8 is not None:
+        return matmul(quantise_rows(x), layer.int8), None
+    y = x @ layer.weight.t()
+    adapter = layer.adapter
+    if adapter is None:
+        return y, None
+    masked, mask = drop(masks, x, adapter.rate)
+    inner = masked @ adapter.down.to(x.dtype).t()
+    y.addmm_(inner, adapter.up.to(x.dtype).t(), alpha=adapter.scaling * scale_of(mask))
+    return y, AdapterTape(mask, inner)
+
+
+def linears(
+    x: Tensor, layers: Sequence[Linear], masks: MaskSource | None
+) -> tuple[list[Tensor], tuple[AdapterTape | None, ...]]:
+    """Several maps of one input, which in int8 is quantised once.
+
+    Args:
+        x: (rows, in), contiguous.
+        layers: The maps.
+        masks: Source of masks, None outside training.
+
+    Returns:
+        Their outputs, and what their backwards need of the adapters.
+    """
+    if layers[0].int8 is not None:
+        rows = quantise_rows(x)
+        return [matmul(rows, layer.int8) for layer in layers if layer.int8 is not None], (None,) * len(layers)
+    pairs = [linear(x, layer, masks) for layer in layers]
+    return [y for y, _ in pairs], tuple(tape for _, tape in pairs)
+
+
+def linear_backward(
+    grad: Tensor,
+    x: Tensor,
+    layer: Linear,
+    tape: AdapterTape | None,
+    masks: MaskSource | None,
+    onto: Tensor | None = None,
+    *,
+    need_input: bool = True,
+) -> tuple[Tensor | None, tuple[Tensor, ...]]:
+    """Gradients of ``linear``; the frozen weight has none.
+
+    Args:
+        grad: Gradient at the output (rows, out).
+        x: The input (rows, in).
+        layer: The map.
+        tape: From ``linear``.
+        masks: The source of the forward's masks.
+        onto: A gradient of x (rows, in) to accumulate into, overwritten.
+        need_input: Whether the gradient of x is wanted.
+
+    Returns:
+        The gradient of x (``onto`` where given; None where not needed), and those of A and B where adapted.
+    """
+    out = onto
+    if need_input:
+        out = grad @ layer.weight if onto is None else onto.addmm_(grad, layer.weight)
+    adapter = layer.adapter
+    if adapter is None or tape is None:
+        return out, ()
+    factor = adapter.scaling * scale_of(tape.mask)
+    inner = (grad @ adapter.up.to(x.dtype)).mul_(factor)
+    masked = x if masks is None else masks.apply(x, tape.mask)
+    grad_down = (inner.t() @ masked).to(adapter.down.dtype)
+    grad_up = (grad.t() @ tape.inner).to(adapter.up.dtype).mul_(factor)
+    if need_input and out is not None:
+        through = inner @ adapter.down.to(x.dtype)
+        out.add_(through if masks is None else masks.apply(through, tape.mask, in_place=True))
+    return out, (grad_down, grad_up)
+
+
+def activate(x: Tensor, name: str) -> Tensor:
+    """Apply T5's activation; ``gelu_new`` is the tanh form of GELU (Hendrycks and Gimpel 2016)."""
+    match name:
+        case "gelu_new":
+            return F.gelu(x, approximate="tanh")
+        case "gelu":
+            return F.gelu(x)
+        case "silu":
+            return F.silu(x)
+        case _:
+            return F.relu(x)
+
+
+def activate_backward(grad: Tensor, x: Tensor, name: str) -> Tensor:
+    """Gradient of ``activate`` with respect to its input."""
+    match name:
+        case "gelu_new":
+            return _tensor(_aten.gelu_backward(grad, x, approximate="tanh"))
+        case "gelu":
+            return _tensor(_aten.gelu_backward(grad, x))
+        case "silu":
+            return _tensor(_aten.silu_backward(grad, x))
+        case _:
+            return _tensor(_aten.threshold_backward(grad, x, 0))

@@ -1,0 +1,351 @@
+"""The engine against transformers and PEFT: log-probabilities, loss and the gradient of every adapter."""
+
+import warnings
+from collections.abc import Sequence
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor, nn
+from transformers import T5Config, T5ForConditionalGeneration
+
+from rxtone.errors import ModelError
+from rxtone.model.engine import IGNORED, Engine, flatten, unpad
+
+# PEFT asks transformers for a property that transformers 5.2x has renamed.
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+
+ALL_TARGETS = ["q", "k", "v", "o", "wi", "wi_0", "wi_1", "wo"]
+RAGGED = (5, 1, 9, 9, 3, 40, 2, 33)
+
+
+def tiny(
+    *,
+    gated: bool = True,
+    tied: bool = False,
+    scaled: bool = False,
+    dtype: torch.dtype = torch.float64,
+    dropout: float = 0.0,
+    act: str = "gelu",
+) -> T5ForConditionalGeneration:
+    torch.manual_seed(7)
+    config = T5Config(
+        vocab_size=61,
+        d_model=24,
+        d_kv=5,
+        d_ff=37,
+        num_layers=3,
+        num_decoder_layers=2,
+        num_heads=4,
+        relative_attention_num_buckets=8,
+        relative_attention_max_distance=20,
+        dropout_rate=dropout,
+        feed_forward_proj=f"gated-{act}" if gated else act,
+        decoder_start_token_id=0,
+    )
+    config.scale_decoder_outputs = scaled
+    model = T5ForConditionalGeneration(config)
+    if not tied:
+        model.lm_head.weight = nn.Parameter(torch.randn(61, 24) * 0.2)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name:
+                parameter.uniform_(0.5, 1.5)
+            elif name.endswith(".q.weight"):  # as wide as k: attention that is neither flat nor a single peak
+                parameter.mul_(2.0)
+    return model.to(dtype)
+
+
+def adapted(
+    model: T5ForConditionalGeneration,
+    targets: Sequence[str] = ALL_TARGETS,
+    *,
+    dropout: float = 0.0,
+    rslora: bool = False,
+    dtype: torch.dtype | None = None,
+) -> PeftModel:
+    present = [t for t in targets if any(n.endswith(f".{t}") for n, _ in model.named_modules())]
+    config = LoraConfig(
+        r=3,
+        lora_alpha=7,
+        lora_dropout=dropout,
+        target_modules=present,
+        use_rslora=rslora,
+        task_type="SEQ_2_SEQ_LM",
+    )
+    peft = get_peft_model(model, config, autocast_adapter_dtype=False)
+    torch.manual_seed(11)
+    with torch.no_grad():
+        for name, parameter in peft.named_parameters():
+            if "lora_" in name:
+                # Drawn in double precision, so that models of different dtypes get the same adapters.
+                drawn = torch.empty(parameter.shape, dtype=torch.float64).normal_(0, 0.1)
+                parameter.data = drawn.to(dtype or parameter.dtype)
+    return peft
+
+
+def prompts(lengths: Sequence[int]) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(3)
+    return [[*torch.randint(2, 61, (n - 1,), generator=generator).tolist(), 1] for n in lengths]
+
+
+def padded(rows: Sequence[Sequence[int]], width: int | None = None) -> tuple[Tensor, Tensor]:
+    width = width or max(map(len, rows))
+    ids = torch.tensor([[*r, *[0] * (width - len(r))] for r in rows])
+    mask = torch.tensor([[*[1] * len(r), *[0] * (width - len(r))] for r in rows])
+    return ids, mask
+
+
+def targets_of(count: int, positions: int = 2) -> Tensor:
+    generator = torch.Generator().manual_seed(5)
+    targets = torch.randint(2, 61, (count, positions), generator=generator)
+    targets[:, -1] = 1
+    for row in range(0, count, 3):  # every third label is one token shorter
+        if positions > 2:
+            targets[row, -2:] = torch.tensor([1, IGNORED])
+    return targets
+
+
+def reference_log_probs(
+    model: nn.Module, rows: Sequence[Sequence[int]], targets: Tensor, encoded: tuple[Tensor] | None = None
+) -> Tensor:
+    ids, mask = padded(rows)
+    logits = model(input_ids=ids, attention_mask=mask, labels=targets, encoder_outputs=encoded).logits
+    wide = torch.float64 if logits.dtype is torch.float64 else torch.float32
+    own = torch.log_softmax(logits.to(wide), -1).gather(2, targets.clamp(min=0)[..., None])[..., 0]
+    return own * (targets != IGNORED)
+
+
+def engine_of(model: nn.Module) -> Engine:
+    engine = Engine.plan(model)
+    assert isinstance(engine, Engine), engine
+    return engine
+
+
+def gradients(model: nn.Module, log_probs: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    model.zero_grad()
+    loss = -log_probs.sum() / (targets != IGNORED).sum()
+    loss.backward()
+    return loss.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_same_training(model: nn.Module, lengths: Sequence[int], positions: int, tolerance: float) -> None:
+    model.train()
+    rows, targets = prompts(lengths), targets_of(len(lengths), positions)
+    expected, wanted = gradients(model, reference_log_probs(model, rows, targets), targets)
+    got, grads = gradients(model, engine_of(model).target_log_probs(*flatten(rows), targets), targets)
+    assert abs(got - expected) < tolerance
+    assert grads.keys() == wanted.keys()
+    assert {n for n, _ in model.named_parameters() if "lora_" in n} == grads.keys()
+    for name, grad in grads.items():
+        if (
+            min(lengths) > 1 and positions > 1
+        ):  # attention over a single key gives its query and key no gradient
+            assert wanted[name].abs().max() > 0, name
+        assert (grad - wanted[name]).abs().max() < tolerance * max(1.0, float(wanted[name].abs().max())), name
+
+
+@pytest.mark.parametrize("gated", [True, False], ids=["gated", "ungated"])
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("scaled", [True, False], ids=["scaled", "unscaled"])
+def test_loss_and_every_gradient_agree_in_double_precision(gated: bool, tied: bool, scaled: bool) -> None:
+    act = "gelu" if gated else "relu"
+    model = adapted(tiny(gated=gated, tied=tied, scaled=scaled, act=act))
+    assert_same_training(model, RAGGED, positions=2, tolerance=1e-10)
+
+
+@pytest.mark.parametrize("lengths", [(1,), (1, 1, 1), (17,) * 5, (64, 64), (1, 70), RAGGED], ids=str)
+@pytest.mark.parametrize("positions", [1, 2, 4])
+def test_lengths_and_label_lengths(lengths: tuple[int, ...], positions: int) -> None:
+    assert_same_training(adapted(tiny()), lengths, positions, 1e-10)
+
+
+@pytest.mark.parametrize(
+    "targets", [["q", "v"], ["k"], ["o"], ["wo"], ["wi_0"], ["q", "k", "v", "o"]], ids=str
+)
+def test_adapter_targets(targets: list[str]) -> None:
+    assert_same_training(adapted(tiny(), targets), RAGGED, 2, 1e-10)
+
+
+def test_regular_expression_targets_and_rslora() -> None:
+    model = tiny()
+    config = LoraConfig(r=2, target_modules=r".*decoder.*EncDecAttention\.(k|v)", use_rslora=True)
+    peft = get_peft_model(model, config)
+    with torch.no_grad():
+        for name, parameter in peft.named_parameters():
+            if "lora_" in name:
+                parameter.normal_(0, 0.3)
+    assert_same_training(peft, RAGGED, 2, 1e-10)
+
+
+@pytest.mark.parametrize("act", ["gelu", "relu", "silu", "gelu_new"])
+@pytest.mark.parametrize("gated", [True, False])
+def test_activations(act: str, gated: bool) -> None:
+    assert_same_training(adapted(tiny(gated=gated, act=act)), (4, 9), 2, 1e-10)
+
+
+def test_single_precision() -> None:
+    assert_same_training(adapted(tiny(dtype=torch.float32)), RAGGED, 2, 1e-5)
+
+
+def test_half_precision_is_as_close_to_single_as_the_reference() -> None:
+    """Errors against the same weights in fp32: at most 1.2 times those of transformers and PEFT."""
+    half = adapted(tiny(dtype=torch.bfloat16), dtype=torch.float32).train()
+    single = adapted(tiny(dtype=torch.bfloat16).float()).train()
+    lengths = tuple(range(3, 60, 3))
+    rows, targets = prompts(lengths), targets_of(len(lengths))
+    exact = reference_log_probs(single, rows, targets)
+    reference = reference_log_probs(half, rows, targets)
+    own = engine_of(half).target_log_probs(*flatten(rows), targets)
+    _, want = gradients(single, exact, targets)
+    _, theirs = gradients(half, reference, targets)
+    _, ours = gradients(half, own, targets)
+    assert (own - exact).norm() < 1.2 * (reference - exact).norm()
+
+    def error(grads: dict[str, Tensor]) -> float:
+        return float(torch.cat([(grads[n] - want[n]).flatten() for n in want]).norm())
+
+    assert error(ours) < 1.2 * error(theirs)
+
+
+def test_padding_and_neighbours_change_nothing() -> None:
+    model = adapted(tiny()).eval()
+    rows, targets = prompts(RAGGED), targets_of(len(RAGGED))
+    engine = engine_of(model)
+    with torch.no_grad():
+        together = engine.target_log_probs(*flatten(rows), targets)
+        ids, mask = padded(rows, 64)
+        from_padded = engine.target_log_probs(*unpad(ids, mask), targets)
+        for i, row in enumerate(rows):
+            alone = engine.target_log_probs(*flatten([row]), targets[i : i + 1])
+            torch.testing.assert_close(alone[0], together[i], rtol=0, atol=1e-12)
+    torch.testing.assert_close(from_padded, together, rtol=0, atol=0)
+
+
+def test_single_token_labels_are_scored_at_one_position() -> None:
+    model = adapted(tiny()).eval()
+    rows, labels = prompts(RAGGED), [(7,), (50,), (23,)]
+    with torch.no_grad():
+        got = engine_of(model).label_scores(*flatten(rows), labels, with_eos=False)
+        each = [
+            reference_log_probs(model, rows, torch.tensor([label] * len(rows))).sum(1, keepdim=True)
+            for label in labels
+        ]
+    expected = torch.cat(each, 1)
+    torch.testing.assert_close(torch.log_softmax(got, 1), torch.log_softmax(expected, 1), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "labels", [[(7, 8), (7, 9), (23, 4)], [(7,), (7, 9), (4, 5, 6)]], ids=["equal", "prefix"]
+)
+@pytest.mark.parametrize("with_eos", [True, False])
+def test_labels_of_several_tokens(labels: list[tuple[int, ...]], with_eos: bool) -> None:
+    model = adapted(tiny()).eval()
+    rows = prompts(RAGGED)
+    with torch.no_grad():
+        got = engine_of(model).label_scores(*flatten(rows), labels, with_eos=with_eos)
+        each = []
+        for label in labels:
+            sequence = [*label, 1] if with_eos else [*label]
+            each.append(reference_log_probs(model, rows, torch.tensor([sequence] * len(rows))).sum(1))
+    torch.testing.assert_close(got, torch.stack(each, 1), rtol=0, atol=1e-11)
+
+
+def cross_entropy_gradients(model: nn.Module, scores: Tensor) -> dict[str, Tensor]:
+    model.zero_grad()
+    nn.functional.cross_entropy(scores, torch.arange(len(scores)) % 2).backward()
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def test_single_token_scores_have_the_reference_gradient() -> None:
+    model = adapted(tiny()).train()
+    rows = prompts(RAGGED)
+    ids, mask = padded(rows)
+    start = torch.zeros(len(rows), 1, dtype=torch.int64)
+    logits = model(input_ids=ids, attention_mask=mask, decoder_input_ids=start).logits[:, 0, [7, 50]]
+    expected = cross_entropy_gradients(model, logits)
+    scores = engine_of(model).label_scores(*flatten(rows), [(7,), (50,)], with_eos=False)
+    found = cross_entropy_gradients(model, scores)
+    assert found.keys() == expected.keys()
+    for name, grad in expected.items():
+        assert (found[name] - grad).abs().max() < 1e-10, name
+
+
+def test_scores_of_longer_labels_have_the_reference_gradient() -> None:
+    model = adapted(tiny()).train()
+    rows = prompts(RAGGED)
+    ids, mask = padded(rows)
+    encoded = (model.get_base_model().encoder(input_ids=ids, attention_mask=mask).last_hidden_state,)
+    sequences = [[7, 8, 1], [50, 1]]
+    each = [
+        reference_log_probs(model, rows, torch.tensor([s] * len(rows)), encoded).sum(1) for s in sequences
+    ]
+    expected = cross_entropy_gradients(model, torch.stack(each, 1))
+    scores = engine_of(model).label_scores(*flatten(rows), [(7, 8), (50,)], with_eos=True)
+    found = cross_entropy_gradients(model, scores)
+    assert found.keys() == expected.keys()
+    for name, grad in expected.items():
+        assert (found[name] - grad).abs().max() < 1e-10, name
+
+
+def test_merged_equals_unmerged_and_differs_from_the_base() -> None:
+    rows, labels = prompts(RAGGED), [(7,), (50,), (23,)]
+    model = adapted(tiny()).eval()
+    with torch.no_grad():
+        unmerged = engine_of(model).label_scores(*flatten(rows), labels, with_eos=False)
+        with model.disable_adapter():
+            base = engine_of(model).label_scores(*flatten(rows), labels, with_eos=False)
+        model.merge_adapter()
+        merged_in_place = engine_of(model).label_scores(*flatten(rows), labels, with_eos=False)
+        model.unmerge_adapter()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Input and output embeddings are no longer tied", UserWarning)
+            plain = model.merge_and_unload()
+        merged = engine_of(plain).label_scores(*flatten(rows), labels, with_eos=False)
+    torch.testing.assert_close(merged, unmerged, rtol=0, atol=1e-10)
+    torch.testing.assert_close(merged_in_place, unmerged, rtol=0, atol=1e-10)
+    assert (base - unmerged).abs().min() > 1e-4
+
+
+def test_weights_are_read_in_place_after_an_optimiser_step() -> None:
+    model = adapted(tiny()).train()
+    rows, targets = prompts((5, 8)), targets_of(2)
+    engine = engine_of(model)
+    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.05)
+    for _ in range(3):
+        loss = -engine.target_log_probs(*flatten(rows), targets).sum()
+        loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+    with torch.no_grad():
+        got = engine.target_log_probs(*flatten(rows), targets)
+        torch.testing.assert_close(got, reference_log_probs(model, rows, targets), rtol=0, atol=1e-11)
+
+
+def test_a_trainable_base_is_refused_under_gradients() -> None:
+    engine = engine_of(tiny())
+    with pytest.raises(ModelError, match="gives gradients to LoRA adapters only"):
+        engine.target_log_probs(*flatten(prompts((4,))), targets_of(1))
+
+
+def test_the_graph_serves_one_backward() -> None:
+    engine = engine_of(adapted(tiny()))
+    loss = engine.target_log_probs(*flatten(prompts((4,))), targets_of(1)).sum()
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="one backward per forward"):
+        loss.backward()
+
+
+def test_no_gradient_is_computed_below_the_lowest_adapter() -> None:
+    """With adapters in the decoder alone the encoder keeps no tape."""
+    model = adapted(tiny(), ["EncDecAttention.q"])
+    engine = engine_of(model.train())
+    log_probs = engine.target_log_probs(*flatten(prompts(RAGGED)), targets_of(len(RAGGED)))
+    names, pending = set(), [log_probs.grad_fn]
+    while pending:
+        node = pending.pop()
+        if node is not None and node not in names:
+            names.add(node)
+            pending += [parent for parent, _ in node.next_functions]
+    assert not [n for n in names if "AttentionSublayer" in n.name()]
+    assert [n for n in names if "FeedForwardSublayer" in n.name()]

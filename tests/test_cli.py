@@ -1,0 +1,204 @@
+"""The command line as a user meets it: a real process for what a process decides, the app itself for the rest."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import polars as pl
+import pytest
+import yaml
+from conftest import tiny_values, write_tiny_table
+
+from rxtone.cli import main
+
+
+@pytest.fixture
+def rxtone(monkeypatch, capsys):
+    """Run a command in this process; returns exit code, standard output, standard error."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["rxtone", *map(str, arguments)])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        out, err = capsys.readouterr()
+        return caught.value.code or 0, out, err
+
+    return run
+
+
+@pytest.fixture
+def recipe_file(tiny_base, tiny_table, tmp_path):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(tiny_values(tiny_base, tiny_table)))
+    return path
+
+
+def test_help_is_quick_and_loads_nothing_heavy():
+    """0.3 s is the promise; here the imports are looked at, since a timed test would fail on a busy machine."""
+    code = (
+        "import sys; sys.argv = ['rxtone', '--help']\n"
+        "from rxtone.cli import main\n"
+        "try:\n    main()\nexcept SystemExit: pass\n"
+        "heavy = {'torch', 'transformers', 'peft', 'polars', 'numpy', 'scipy', 'sklearn', 'matplotlib', 'pydantic', 'gradio', 'ray'}\n"
+        "print(sorted(heavy & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "[]"
+    assert "train" in done.stdout
+
+
+def test_train_prints_a_table_of_figures_and_where_the_run_is(rxtone, recipe_file, tmp_path):
+    code, out, err = rxtone("train", recipe_file, "--out", tmp_path / "run", "--set", "train.num_train_epochs=1")
+    assert code == 0
+    assert "this classifier" in out
+    assert "majority" in out
+    assert "reviews/s, peak memory" in out
+    assert f"run: {tmp_path / 'run'}" in out
+    assert "step 1/21" in err
+    assert "mean training loss" in err
+    assert "18 layers" in err
+
+
+def test_evaluate_prints_json_for_scripts(rxtone, tiny_run, tmp_path):
+    table = write_tiny_table(tmp_path / "new.csv", n=30, seed=44)
+    code, out, _ = rxtone("evaluate", tiny_run, table, "--json")
+    metrics = json.loads(out)
+    assert (code, metrics["n"], metrics["split"], metrics["training_rows"]) == (0, 30, "test", 0)
+    assert set(metrics["per_class"]) == {"positive", "neutral", "negative"}
+    assert metrics["baselines"]["tfidf_fields"]["macro_f1"] > 0.5
+
+
+def test_evaluating_on_training_rows_is_never_called_a_test(rxtone, tiny_run, tiny_table):
+    code, out, _ = rxtone("evaluate", tiny_run, tiny_table)
+    assert code == 0
+    assert "includes training reviews, not a test" in out
+    assert "204 of these rows were trained on" in out
+
+
+def test_baselines_are_unavailable_where_the_training_table_is_gone(rxtone, tiny_run, tmp_path):
+    table = write_tiny_table(tmp_path / "new.csv", n=30, seed=44)
+    _, out, _ = rxtone("evaluate", tiny_run / "adapter", table, "--json")
+    assert "macro_f1" in json.loads(out)["baselines"]["majority"]
+    import shutil
+
+    alone = shutil.copytree(tiny_run / "adapter", tmp_path / "alone")
+    _, out, _ = rxtone("evaluate", alone, table, "--json")
+    assert json.loads(out)["baselines"]["majority"]["unavailable"] == "the run's data.json is not beside the adapter"
+
+
+def test_generation_is_a_mode_that_counts_invalid_outputs(rxtone, tiny_run, tmp_path):
+    table = write_tiny_table(tmp_path / "new.csv", n=9, seed=44)
+    code, out, _ = rxtone("evaluate", tiny_run, table, "--json", "--mode", "generate")
+    metrics = json.loads(out)
+    assert (code, metrics["mode"]) == (0, "generate")
+    assert 0 <= metrics["invalid_rate"] <= 1
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "csv", "tsv", "jsonl"])
+def test_predict_keeps_every_row_in_order(rxtone, tiny_run, tiny_table, tmp_path, suffix):
+    output = tmp_path / f"out.{suffix}"
+    code, _, err = rxtone("predict", tiny_run, tiny_table, "-o", output)
+    read = {"parquet": pl.read_parquet, "csv": pl.read_csv, "jsonl": pl.read_ndjson,
+            "tsv": lambda path: pl.read_csv(path, separator="\t")}[suffix]  # fmt: skip
+    frame = read(output)
+    assert (code, frame.height) == (0, 240)
+    assert "240 rows" in err
+    assert frame["benefits"].to_list() == pl.read_csv(tiny_table)["benefits"].to_list()
+    sums = frame.select(pl.sum_horizontal("p_positive", "p_neutral", "p_negative")).to_series()
+    assert (sums - 1).abs().max() < 1e-9
+    assert set(frame["label"]) <= {"positive", "neutral", "negative"}
+
+
+def test_predict_a_text(rxtone, tiny_run):
+    code, out, _ = rxtone("predict", tiny_run, "--text", "great relief", "--json")
+    (answer,) = json.loads(out)
+    assert code == 0
+    assert answer["score"] == answer["probabilities"][answer["label"]] == max(answer["probabilities"].values())
+    assert sum(answer["probabilities"].values()) == pytest.approx(1, abs=1e-12)
+    _, out, _ = rxtone("predict", tiny_run, "--text", "great relief", "--text", "great " * 100)
+    first, second = out.splitlines()
+    assert first.startswith(answer["label"] + "\tpositive ")
+    assert second.endswith("\t(cut to fit the prompt)")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "reason"),
+    [
+        (["train", "druglb"], 2, "Did you mean druglib?"),
+        (["train", "druglib", "--resume"], 2, "say which run with --out"),
+        (["train", "druglib", "--set", "lora.rank=3"], 2, "did you mean lora.r?"),
+        (["predict", "RUN"], 2, "give either INPUT with -o OUTPUT, or --text TEXT"),
+        (["predict", "RUN", "in.csv"], 2, "give either INPUT with -o OUTPUT, or --text TEXT"),
+        (["predict", "RUN", "TABLE", "-o", "out.xls"], 2, "expected a name ending in"),
+        (["predict", "RUN", "TABLE", "-o", "no/such/out.csv"], 2, "the folder no/such does not exist"),
+        (["predict", "RUN", "nowhere.csv", "-o", "out.csv"], 3, "nowhere.csv"),
+        (["predict", "nowhere", "--text", "x"], 1, "expected a run folder"),
+        (["evaluate", "RUN", "TABLE", "--mode", "guess"], 2, "expected score or generate"),
+        (["config", "show", "x"], 2, "expected a shipped recipe"),
+        (["data", "fetch", "x"], 3, "x"),
+    ],
+)  # fmt: skip
+def test_mistakes_have_one_message_and_their_exit_code(
+    rxtone, tiny_run, tiny_table, tmp_path, monkeypatch, arguments, code, reason
+):
+    monkeypatch.chdir(tmp_path)
+    filled = [str({"RUN": tiny_run, "TABLE": tiny_table}.get(argument, argument)) for argument in arguments]
+    got, out, err = rxtone(*filled)
+    assert (got, out) == (code, "")
+    assert err.startswith("error: ")
+    assert reason in err
+    assert "Traceback" not in err
+    assert list(tmp_path.iterdir()) == []
+
+
+BAD_TABLES = {
+    "no column": ("rating,benefits\n9,great\n", "effects"),
+    "not a number": ("rating,benefits,effects\n9,great,none\nhigh,great,none\n", "'high'"),
+    "outside the rule": ("rating,benefits,effects\n9,great,none\n4.5,great,none\n", "'4.5'"),
+    "empty": ("rating,benefits,effects\n", "expected at least one data row, found none"),
+    "a class without rows": ("rating,benefits,effects\n9,great,none\n5,some,none\n", "negative"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_TABLES)
+def test_a_bad_table_is_refused_with_exit_3_and_nothing_is_written(rxtone, recipe_file, tmp_path, kind):
+    content, reason = BAD_TABLES[kind]
+    table = tmp_path / "bad.csv"
+    table.write_text(content)
+    code, out, err = rxtone("train", recipe_file, "--set", f"data.train={table}", "--out", tmp_path / "run")
+    assert (code, out) == (3, "")
+    assert "bad.csv" in err
+    assert reason in err
+    assert not (tmp_path / "run").exists() or list((tmp_path / "run").iterdir()) == []
+
+
+@pytest.mark.parametrize("rule", ["{a: '>=7', b: '>=6', c: '<=5'}", "{a: '>=7', b: '<=4'}"])
+def test_an_overlapping_or_gapped_rule_is_refused_with_exit_2(rxtone, recipe_file, tmp_path, rule):
+    code, _, err = rxtone("train", recipe_file, "--set", f"data.label.rule={rule}", "--out", tmp_path / "run")
+    assert code == 2
+    assert "Traceback" not in err
+
+
+def test_config_commands_print_what_they_promise(rxtone):
+    assert rxtone("config", "list")[1].split() == ["druglib", "druglib-tutorial", "laptop", "t4"]
+    assert yaml.safe_load(rxtone("config", "show", "laptop", "--set", "lora.r=4")[1])["lora"]["r"] == 4
+    assert "properties" in json.loads(rxtone("config", "schema")[1])
+
+
+def test_an_interrupt_exits_with_130(tiny_base, tiny_table, tmp_path, recipe_file):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rxtone", "train", str(recipe_file), "--out", str(tmp_path / "run"),
+         "--set", "train.num_train_epochs=500"],
+        stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    for line in process.stderr:
+        if line.startswith("epoch"):
+            break
+    process.send_signal(2)
+    deadline = time.monotonic() + 60
+    rest = process.stderr.read()
+    assert process.wait(timeout=deadline - time.monotonic()) == 130
+    assert "interrupted; the last checkpoint is kept" in rest
+    assert "Traceback" not in rest

@@ -1,0 +1,200 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from rxtone.config import LoraSettings, TrainConfig
+from rxtone.errors import RunError
+from rxtone.model.base import load_base
+from rxtone.model.batches import ReviewDataset
+from rxtone.model.lora import adapter_state, add_adapter
+from rxtone.model.scoring import LabelTokens
+from rxtone.training.loop import (
+    CheckpointSaved,
+    EvalDone,
+    StepDone,
+    TrainingData,
+    fit,
+    learning_rate,
+    step_groups,
+    total_steps,
+)
+
+TOKENS = LabelTokens(((10,), (11,)), with_eos=False, eos=1)
+
+
+def toy_data(n=24):
+    """Token 20 means class 0, token 21 class 1; the rest is noise."""
+    generator = np.random.default_rng(0)
+    classes = np.arange(n) % 2
+    prompts = [
+        [*generator.integers(22, 40, 3), 20 + c, *generator.integers(22, 40, int(generator.integers(0, 4))), 1]
+        for c in classes
+    ]
+    prompts = [[int(token) for token in prompt] for prompt in prompts]
+    dataset = ReviewDataset(prompts, [[*TOKENS.ids[c], 1] for c in classes])
+    return TrainingData(dataset, classes, dataset, classes, ("a", "b"), TOKENS, pad_token_id=0)
+
+
+def settings(**changes):
+    plain = {"learning_rate": 0.05, "num_train_epochs": 6, "per_device_train_batch_size": 8, "seed": 3,
+             "early_stopping_patience": None, "warmup_ratio": 0.1}  # fmt: skip
+    return TrainConfig(**(plain | changes))
+
+
+def adapted(base, dropout=0.0):
+    model = load_base(str(base), precision="fp32").model
+    lora = LoraSettings(r=4, lora_alpha=8, lora_dropout=dropout, target_modules=["all-linear"])
+    return add_adapter(model, lora, seed=1)[0]
+
+
+def run(base, tmp_path, train, dropout=0.0, resume_from=None, data=None):
+    model = adapted(base, dropout)
+    events = list(fit(model, data or toy_data(), train, tmp_path / "checkpoints", resume_from=resume_from))
+    return model, events
+
+
+def test_it_learns_and_says_what_happened(tiny_base, tmp_path):
+    model, events = run(tiny_base, tmp_path, settings())
+    steps = [event for event in events if isinstance(event, StepDone)]
+    evals = [event for event in events if isinstance(event, EvalDone)]
+    assert [event.step for event in steps] == list(range(1, 19))
+    assert [event.epoch for event in evals] == [1, 2, 3, 4, 5, 6]
+    assert {event.reviews for event in steps} == {8}
+    assert max(event.validation_macro_f1 for event in evals) == 1.0
+    assert steps[-1].loss < steps[0].loss / 2
+    assert sum(event.tokens for event in steps) == 6 * toy_data().train.lengths.sum()
+    assert all(event.peak_memory_bytes > 10**7 for event in steps)
+    assert not model.training
+
+
+def test_the_mean_training_loss_is_that_of_its_steps(tiny_base, tmp_path):
+    _, events = run(tiny_base, tmp_path, settings(num_train_epochs=1))
+    losses = [event.loss for event in events if isinstance(event, StepDone)]
+    (last,) = [event for event in events if isinstance(event, EvalDone)]
+    assert last.train_loss == pytest.approx(np.mean(losses), rel=1e-6)
+
+
+def test_accumulation_gives_the_step_of_the_whole_batch(tiny_base, tmp_path):
+    whole, _ = run(tiny_base, tmp_path / "a", settings(num_train_epochs=1, per_device_train_batch_size=8))
+    parts, _ = run(
+        tiny_base, tmp_path / "b",
+        settings(num_train_epochs=1, per_device_train_batch_size=2, gradient_accumulation_steps=4),
+    )  # fmt: skip
+    for name, tensor in adapter_state(whole).items():
+        torch.testing.assert_close(adapter_state(parts)[name], tensor, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("stop_after", [1, 4, 7])
+def test_a_resumed_run_ends_where_the_uninterrupted_one_does(tiny_base, tmp_path, stop_after):
+    train = settings(num_train_epochs=3, checkpoint_every=1)
+    full, full_events = run(tiny_base, tmp_path / "full", train, dropout=0.3)
+    for event in fit(adapted(tiny_base, 0.3), toy_data(), train, tmp_path / "cut" / "checkpoints"):
+        if isinstance(event, CheckpointSaved) and event.step == stop_after:
+            break
+    torch.manual_seed(999)
+    resumed, events = run(tiny_base, tmp_path / "cut", train, dropout=0.3, resume_from=event.path)
+    for name, tensor in adapter_state(full).items():
+        assert torch.equal(adapter_state(resumed)[name], tensor), name
+    losses = [event.loss for event in full_events if isinstance(event, StepDone)]
+    assert [event.loss for event in events if isinstance(event, StepDone)] == losses[stop_after:]
+
+
+def test_the_best_checkpoint_is_what_remains(tiny_base, tmp_path):
+    model, events = run(
+        tiny_base, tmp_path, settings(learning_rate=0.5, num_train_epochs=5, lr_scheduler_type="constant")
+    )
+    best = [event for event in events if isinstance(event, EvalDone) and event.best][-1]
+    from safetensors.torch import load_file
+
+    from rxtone.model.lora import set_adapter_state
+
+    kept = load_file(tmp_path / "checkpoints" / f"step-{best.step:06d}" / "adapter.safetensors")
+    other = adapted(tiny_base)
+    set_adapter_state(other, kept)
+    for name, tensor in adapter_state(other).items():
+        assert torch.equal(adapter_state(model)[name], tensor)
+    names = {path.name for path in (tmp_path / "checkpoints").iterdir()}
+    assert names == {f"step-{best.step:06d}", "step-000015"}
+
+
+def test_patience_ends_the_run(tiny_base, tmp_path):
+    _, events = run(tiny_base, tmp_path, settings(learning_rate=1e-9, num_train_epochs=9, early_stopping_patience=2))
+    assert [event.epoch for event in events if isinstance(event, EvalDone)] == [1, 2, 3]
+
+
+def test_max_steps_ends_the_run_in_mid_epoch(tiny_base, tmp_path):
+    _, events = run(tiny_base, tmp_path, settings(max_steps=4))
+    assert [event.step for event in events if isinstance(event, StepDone)] == [1, 2, 3, 4]
+    assert [event.epoch for event in events if isinstance(event, EvalDone)] == pytest.approx([1, 1 + 1 / 3])
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_nothing_is_saved(tiny_base, tmp_path):
+    model = adapted(tiny_base)
+    with torch.no_grad():
+        next(p for name, p in model.named_parameters() if "lora_A" in name).fill_(float("nan"))
+    with pytest.raises(RunError, match=r"the loss is nan at reviews .* Lower train\.learning_rate"):
+        list(fit(model, toy_data(), settings(), tmp_path / "checkpoints"))
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_an_adapter_that_cannot_learn_is_noticed_at_once(tiny_base, tmp_path):
+    model = adapted(tiny_base)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.requires_grad_(requires_grad=False)
+    with pytest.raises(RunError, match="no gradient reaches the adapter at step 1"):
+        list(fit(model, toy_data(), settings(), tmp_path / "checkpoints"))
+
+
+def test_gradient_checkpointing_computes_twice_and_learns_the_same(tiny_base, tmp_path):
+    states, calls = [], []
+    for saving in (False, True):
+        model = adapted(tiny_base)
+        counted = []
+        block = model.base_model.model.encoder.block[0].layer[1]
+        block.register_forward_pre_hook(lambda *_, counted=counted: counted.append(1))
+        train = settings(max_steps=1, gradient_checkpointing=saving)
+        events = fit(model, toy_data(), train, tmp_path / f"checkpoints{saving}")
+        next(events)
+        calls.append(len(counted))
+        states.append(adapter_state(model))
+    assert calls == [1, 2]
+    for name, tensor in states[0].items():  # AdamW's first step is lr * sign(g): 0.05, whatever the rounding
+        torch.testing.assert_close(states[1][name], tensor, rtol=0, atol=1e-3)
+
+
+def test_labels_that_nothing_gets_are_named(tiny_base, tmp_path):
+    model = adapted(tiny_base)
+    head = model.base_model.model.lm_head.weight
+    with torch.no_grad():
+        head[11] = head[10]  # equal scores: the first label always wins
+    events = list(fit(model, toy_data(), settings(learning_rate=1e-9, num_train_epochs=1), tmp_path / "checkpoints"))
+    (last,) = [event for event in events if isinstance(event, EvalDone)]
+    assert last.never_predicted == ("b",)
+    assert last.validation_macro_f1 == pytest.approx(1 / 3)  # F1 of class a: 2 * 12 / (12 + 24)
+
+
+def test_schedules():
+    # 2 warm-up steps of 10, then down: transformers' curves, one step ahead in the warm-up
+    linear, cosine = (
+        settings(warmup_ratio=0.2, learning_rate=1.0),
+        settings(warmup_ratio=0.2, learning_rate=1.0, lr_scheduler_type="cosine"),
+    )
+    assert [learning_rate(step, 10, linear) for step in range(10)] == pytest.approx(
+        [0.5, 1, 1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8]
+    )
+    assert [learning_rate(step, 10, cosine) for step in (0, 2, 6)] == pytest.approx([0.5, 1, 0.5])
+    assert learning_rate(9, 10, settings(lr_scheduler_type="constant")) == 0.05
+    assert learning_rate(0, 10, settings(warmup_ratio=0.0)) == 0.05
+
+
+def test_steps_are_counted_before_they_are_made():
+    lengths = np.full(25, 10)
+    assert total_steps(lengths, settings(num_train_epochs=2)) == 8
+    assert total_steps(lengths, settings(num_train_epochs=1.5)) == 6
+    assert total_steps(lengths, settings(num_train_epochs=2, max_steps=3)) == 3
+    assert total_steps(lengths, settings(num_train_epochs=2, gradient_accumulation_steps=3)) == 4
+    assert [len(group) for group in step_groups(lengths, settings(gradient_accumulation_steps=3), 0)] == [3, 1]
+    assert math.isclose(sum(len(b) for group in step_groups(lengths, settings(), 0) for b in group), 25)
