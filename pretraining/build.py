@@ -10,6 +10,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import T5ForConditionalGeneration
 
+from pretraining.card import write_card
 from pretraining.corpus import Passage, read_corpus
 from pretraining.distill import LAYERS, DistillPlan, Learner, distill, feature_scale
 from pretraining.export import export_base
@@ -113,11 +114,12 @@ def run_instruction_tuning(shop: Workshop, plan: DistillPlan) -> None:
     instruct(learner, load_teacher(torch.bfloat16), shop.to_teacher, stream, plan, shop.out, probe)
 
 
-def run_export(shop: Workshop, folder: Path) -> None:
-    """Writes the model folder from the newest instruction-tuned state."""
+def run_export(shop: Workshop, folder: Path, evaluation: Path | None, options: str) -> None:
+    """Writes the model folder and its card from the newest instruction-tuned state."""
     learner = shop.blank_learner()
     load_parameters(shop.out / "instruct_state", learner)
     export_base(learner.student, shop.out / "tokenizer", folder)
+    write_card(shop.out, folder, evaluation, options)
 
 
 def main() -> None:
@@ -128,7 +130,9 @@ def main() -> None:
     parser.add_argument("--base", type=Path, default=Path("src/rxtone/bundled/base"), help="where the model goes")
     parser.add_argument("--stages", default="distill,instruct,export", help="comma-separated, run in this order")
     parser.add_argument("--distill-steps", type=int, default=1135)
-    parser.add_argument("--instruct-steps", type=int, default=3600)
+    parser.add_argument("--instruct-steps", type=int, default=2800)
+    parser.add_argument("--evaluation", type=Path, default=None, help="evaluation.json for the card")
+    parser.add_argument("--evaluation-options", default="", help="options it ran with, for the card")
     parser.add_argument("--positions", type=float, default=0.0, help="share of the teacher's position profile")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
@@ -139,10 +143,10 @@ def main() -> None:
         # No decay: the instruction tuning goes on from here with the same loss beside its own.
         run_distillation(shop, DistillPlan(arguments.distill_steps, decay=0.0), arguments.positions)
     if "instruct" in stages:
-        plan = DistillPlan(arguments.instruct_steps, learning_rate=5e-4, warmup=100, decay=0.6, probe_every=500)
+        plan = DistillPlan(arguments.instruct_steps, learning_rate=1.5e-4, warmup=100, decay=0.7, probe_every=500)
         run_instruction_tuning(shop, plan)
     if "export" in stages:
-        run_export(shop, arguments.base)
+        run_export(shop, arguments.base, arguments.evaluation, arguments.evaluation_options)
 
 
 if __name__ == "__main__":

@@ -72,7 +72,7 @@ def answer_logits(student: T5ForConditionalGeneration, encoded: Tensor, mask: Te
 
 def instruct(
     learner: Learner, teacher: BertModel, to_teacher: Tensor, stream: Iterator[InstructBatch], plan: DistillPlan,
-    folder: Path, probe: Callable[[T5ForConditionalGeneration], dict[str, float]], distill_weight: float = 0.3,
+    folder: Path, probe: Callable[[T5ForConditionalGeneration], dict[str, float]], distill_weight: float = 1.0,
     compiled: bool = True,
 ) -> None:  # fmt: skip
     """Runs or resumes the instruction tuning until the plan's steps are done.
@@ -95,7 +95,7 @@ def instruct(
     encode = FastEncoder(learner.student, torch.bfloat16, compiled)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     saved = began = time.monotonic()
-    tokens, seen, hits, losses = 0, 0, 0, 0.0
+    tokens, seen, hits, losses, cosine = 0, 0, 0, 0.0, torch.zeros(())
     while step < plan.steps:
         rate = set_rate(optimizer, step, plan)
         batch = next(stream)
@@ -106,7 +106,8 @@ def instruct(
         loss = answer_loss + 0.1 * functional.cross_entropy(logits[:, 1], targets[:, 1])
         if step % 2 == 0:
             wanted = hidden_states(teacher, to_teacher[batch.ids], batch.mask)
-            loss = loss + distill_weight * distill_loss(learner, streams, wanted, batch.mask)[0]
+            kept, cosine = distill_loss(learner, streams, wanted, batch.mask)
+            loss = loss + distill_weight * kept
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         step_safely(parameters, optimizer, step)
@@ -118,6 +119,7 @@ def instruct(
         if step % 20 == 0:
             log(folder / "instruct.jsonl", {
                 "step": step, "answer_loss": losses / seen, "answer_accuracy": hits / seen, "learning_rate": rate,
+                "pooled_cosine": float(cosine),
                 "tokens_per_second": tokens / (time.monotonic() - began), "seconds": time.monotonic() - began,
             })  # fmt: skip
             tokens, seen, hits, losses, began = 0, 0, 0, 0.0, time.monotonic()
