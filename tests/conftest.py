@@ -104,7 +104,7 @@ def tiny_values(base: Path, table: Path) -> dict:
         },
         "prompt": {"max_tokens": 48},
         "model": {"base": str(base), "precision": "fp32"},
-        "lora": {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "target_modules": ["q", "k", "v", "o", "wi_0", "wi_1", "wo"]},
+        "lora": {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "target_modules": ["all-linear"]},
         "train": {"learning_rate": 0.02, "num_train_epochs": 6, "early_stopping_patience": None, "seed": 7},
         "evaluation": {"reload_check": False},  # a process of its own takes seconds; `tiny_run` does it once
     }  # fmt: skip

@@ -41,7 +41,8 @@ def test_help_is_quick_and_loads_nothing_heavy():
         "import sys; sys.argv = ['rxtone', '--help']\n"
         "from rxtone.cli import main\n"
         "try:\n    main()\nexcept SystemExit: pass\n"
-        "heavy = {'torch', 'transformers', 'peft', 'polars', 'numpy', 'scipy', 'sklearn', 'matplotlib', 'pydantic', 'gradio', 'ray'}\n"
+        "heavy = {'torch', 'transformers', 'peft', 'polars', 'numpy', 'scipy', 'sklearn', 'matplotlib', 'pydantic',\n"
+        "         'gradio', 'ray'}\n"
         "print(sorted(heavy & set(sys.modules)), file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

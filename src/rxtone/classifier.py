@@ -32,7 +32,14 @@ from rxtone.model.base import (
 )
 from rxtone.model.batches import ReviewDataset
 from rxtone.model.lora import check_adapter, load_adapter, merge
-from rxtone.model.scoring import LabelTokens, label_token_ids, log_probabilities, score_dataset
+from rxtone.model.scoring import (
+    LabelTokens,
+    Scorer,
+    label_token_ids,
+    log_probabilities,
+    plan_scorer,
+    score_dataset,
+)
 from rxtone.run import CLASSIFIER, write_json
 
 if TYPE_CHECKING:
@@ -110,6 +117,7 @@ class Classifier:
 
     Attributes:
         model: T5ForConditionalGeneration, the adapter merged into it or around it.
+        scorer: What computes with its weights: the fast engine, or the model itself.
         tokenizer: The base's tokenizer.
         spec: What classifier.json holds.
         prompts: Turns a review into token ids.
@@ -117,6 +125,7 @@ class Classifier:
     """
 
     model: torch.nn.Module
+    scorer: Scorer
     tokenizer: Tokenizer
     spec: ClassifierSpec
     prompts: PromptBuilder
@@ -156,7 +165,7 @@ class Classifier:
         prompts = self.prompts.build_many(reviews)
         dataset = ReviewDataset([prompt.ids for prompt in prompts])
         scores = score_dataset(
-            self.model, dataset, self.label_tokens, batch_size=batch_size,
+            self.scorer, dataset, self.label_tokens, batch_size=batch_size,
             pad_token_id=token_id(self.model, "pad_token_id"),
         )  # fmt: skip
         return Scores(
@@ -216,6 +225,7 @@ def load(
     precision: str | None = None,
     device: str | torch.device | None = None,
     merged: bool = True,
+    engine: str = "fast",
 ) -> Classifier:
     """Load a tuned classifier.
 
@@ -226,6 +236,7 @@ def load(
         precision: Precision of the weights; None takes that of the training where the device has it.
         device: Where to compute; None chooses.
         merged: Fold the adapter into the weights, in fp32, before any cast: faster, same labels.
+        engine: `fast`, where it covers the model, or `reference`: transformers' own forward.
 
     Returns:
         The classifier.
@@ -246,7 +257,7 @@ def load(
     if merged:
         model = cast(merge(model), precision)  # type: ignore[arg-type]  # a PeftModel
     tokenizer = load_tokenizer(str(folder)) if (folder / "tokenizer.json").is_file() else loaded.tokenizer
-    return make_classifier(model, tokenizer, spec)
+    return make_classifier(model, tokenizer, spec, engine)
 
 
 def zero_shot(recipe: Recipe, *, device: str | torch.device | None = None) -> Classifier:
@@ -256,11 +267,15 @@ def zero_shot(recipe: Recipe, *, device: str | torch.device | None = None) -> Cl
     return make_classifier(base.model, base.tokenizer, make_spec(recipe, base.identity.to_json(), base.precision))
 
 
-def make_classifier(model: torch.nn.Module, tokenizer: Tokenizer, spec: ClassifierSpec) -> Classifier:
+def make_classifier(
+    model: torch.nn.Module, tokenizer: Tokenizer, spec: ClassifierSpec, engine: str = "fast"
+) -> Classifier:
     """A classifier of a model at hand; the model is put into evaluation mode."""
     model.eval()
     tokens = label_token_ids(tokenizer, spec.labels, token_id(model, "eos_token_id"))
-    return Classifier(model, tokenizer, spec, prompt_builder(tokenizer, spec.prompt, spec.labels), tokens)
+    scorer, _ = plan_scorer(model, engine)
+    builder = prompt_builder(tokenizer, spec.prompt, spec.labels)
+    return Classifier(model, scorer, tokenizer, spec, builder, tokens)
 
 
 def make_spec(recipe: Recipe, base: dict[str, str | None], precision: str) -> ClassifierSpec:

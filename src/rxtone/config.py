@@ -136,8 +136,9 @@ class LoraSettings(Group):
 class TrainConfig(Group):
     """The loop; the names are those of transformers' TrainingArguments where one exists."""
 
-    engine: Literal["fast", "reference"] = "reference"
-    """`fast` is rxtone's own forward, `reference` is transformers + PEFT: same numbers."""
+    engine: Literal["fast", "reference"] = "fast"
+    """`fast` is rxtone's own forward, `reference` is transformers + PEFT: same numbers. Where the fast
+    one does not cover an adapter, the reference takes its place and a notice says why."""
     loss: Literal["token_ce", "label_ce"] = "token_ce"
     """`token_ce`: cross-entropy over the vocabulary at the label's tokens and </s>, as
     transformers does. `label_ce`: cross-entropy over the label scores alone."""

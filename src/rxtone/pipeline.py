@@ -17,7 +17,7 @@ from rxtone.errors import RunError
 from rxtone.model.base import Base, default_device, load_base
 from rxtone.model.batches import ReviewDataset
 from rxtone.model.lora import AdapterSummary, add_adapter, peft_state, save_adapter
-from rxtone.model.scoring import label_token_ids, log_probabilities, score_dataset
+from rxtone.model.scoring import Scorer, label_token_ids, log_probabilities, plan_scorer, score_dataset
 from rxtone.preparation import Prepared, label_indexes, prepare, truncation_record, with_free_text
 from rxtone.reload import check_reload
 from rxtone.run import RunFolder, atomic_folder, create_run, truncate_log, write_json, write_text
@@ -46,11 +46,22 @@ class DataReady:
 
 @dataclass(frozen=True)
 class AdapterReady:
-    """The adapter is on the base."""
+    """The adapter is on the base.
+
+    Attributes:
+        summary: What was adapted.
+        precision: Precision of the base's weights.
+        device: Where it computes.
+        engine: `fast` or `reference`.
+        engine_notice: Why the reference computes although the fast engine was asked for; None otherwise.
+        resumed_step: Optimiser steps that an earlier process did.
+    """
 
     summary: AdapterSummary
     precision: str
     device: str
+    engine: str
+    engine_notice: str | None
     resumed_step: int
 
 
@@ -112,14 +123,16 @@ def _train_adapter(recipe: Recipe, run: RunFolder) -> Iterator[StoryEvent]:
     write_text(run.config, dump_recipe(_pinned(recipe, base)))
     write_json(run.data, prepared.record | {"truncation": truncation})
     yield DataReady(prepared.record | {"truncation": truncation})
-    yield AdapterReady(summary, base.precision, str(device), resumed)
+    scorer, notice = _scorer(model, recipe)
+    engine = "reference" if scorer is model else "fast"
+    yield AdapterReady(summary, base.precision, str(device), engine, notice, resumed)
     trackers = open_trackers(run, recipe)
-    for event in fit(model, data, recipe.train, run.checkpoints, resume_from=checkpoint):
+    for event in fit(scorer, data, recipe.train, run.checkpoints, resume_from=checkpoint):
         for track in trackers:
             track(event)
         yield event
     check = None
-    scores = _canary_scores(model, data) if recipe.evaluation.reload_check else None
+    scores = _canary_scores(scorer, data) if recipe.evaluation.reload_check else None
     _save(run, model, base, spec, pissa_start)
     if scores is not None:
         canaries = prepared.validation[:CANARIES]
@@ -128,9 +141,15 @@ def _train_adapter(recipe: Recipe, run: RunFolder) -> Iterator[StoryEvent]:
     write_json(run.environment, environment_record(run, base, summary, check))
 
 
-def _canary_scores(model: PeftModel, data: TrainingData) -> np.ndarray:
+def _scorer(model: PeftModel, recipe: Recipe) -> tuple[Scorer, str | None]:
+    if recipe.train.engine == "fast" and recipe.train.gradient_checkpointing:
+        return model, "gradient_checkpointing is transformers' own"
+    return plan_scorer(model, recipe.train.engine)
+
+
+def _canary_scores(scorer: Scorer, data: TrainingData) -> np.ndarray:
     dataset = ReviewDataset([ids.tolist() for ids in data.validation.prompts[:CANARIES]])
-    return score_dataset(model, dataset, data.label_tokens, batch_size=CANARIES, pad_token_id=data.pad_token_id)
+    return score_dataset(scorer, dataset, data.label_tokens, batch_size=CANARIES, pad_token_id=data.pad_token_id)
 
 
 def _tokenise(recipe: Recipe, base: Base, prepared: Prepared) -> tuple[TrainingData, dict[str, Any]]:

@@ -88,7 +88,8 @@ def _line(event: StoryEvent) -> str | None:
         resumed = f"; resumed at step {event.resumed_step}" if event.resumed_step else ""
         return (
             f"adapter on {len(summary.modules)} layers, {summary.trainable:,} of {summary.total:,} parameters "
-            f"learn ({summary.share:.2%}); base in {event.precision} on {event.device}{resumed}"
+            f"learn ({summary.share:.2%}); base in {event.precision} on {event.device}, {event.engine} engine{resumed}"
+            + (f"\n  notice: the reference engine computes, since {event.engine_notice}" if event.engine_notice else "")
         )
     if isinstance(event, EvalDone):
         mark = "  best so far" if event.best else ""

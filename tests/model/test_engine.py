@@ -138,9 +138,7 @@ def assert_same_training(model: nn.Module, lengths: Sequence[int], positions: in
     assert grads.keys() == wanted.keys()
     assert {n for n, _ in model.named_parameters() if "lora_" in n} == grads.keys()
     for name, grad in grads.items():
-        if (
-            min(lengths) > 1 and positions > 1
-        ):  # attention over a single key gives its query and key no gradient
+        if min(lengths) > 1 and positions > 1:  # attention over a single key gives its query and key no gradient
             assert wanted[name].abs().max() > 0, name
         assert (grad - wanted[name]).abs().max() < tolerance * max(1.0, float(wanted[name].abs().max())), name
 
@@ -160,9 +158,7 @@ def test_lengths_and_label_lengths(lengths: tuple[int, ...], positions: int) -> 
     assert_same_training(adapted(tiny()), lengths, positions, 1e-10)
 
 
-@pytest.mark.parametrize(
-    "targets", [["q", "v"], ["k"], ["o"], ["wo"], ["wi_0"], ["q", "k", "v", "o"]], ids=str
-)
+@pytest.mark.parametrize("targets", [["q", "v"], ["k"], ["o"], ["wo"], ["wi_0"], ["q", "k", "v", "o"]], ids=str)
 def test_adapter_targets(targets: list[str]) -> None:
     assert_same_training(adapted(tiny(), targets), RAGGED, 2, 1e-10)
 
@@ -228,16 +224,13 @@ def test_single_token_labels_are_scored_at_one_position() -> None:
     with torch.no_grad():
         got = engine_of(model).label_scores(*flatten(rows), labels, with_eos=False)
         each = [
-            reference_log_probs(model, rows, torch.tensor([label] * len(rows))).sum(1, keepdim=True)
-            for label in labels
+            reference_log_probs(model, rows, torch.tensor([label] * len(rows))).sum(1, keepdim=True) for label in labels
         ]
     expected = torch.cat(each, 1)
     torch.testing.assert_close(torch.log_softmax(got, 1), torch.log_softmax(expected, 1), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize(
-    "labels", [[(7, 8), (7, 9), (23, 4)], [(7,), (7, 9), (4, 5, 6)]], ids=["equal", "prefix"]
-)
+@pytest.mark.parametrize("labels", [[(7, 8), (7, 9), (23, 4)], [(7,), (7, 9), (4, 5, 6)]], ids=["equal", "prefix"])
 @pytest.mark.parametrize("with_eos", [True, False])
 def test_labels_of_several_tokens(labels: list[tuple[int, ...]], with_eos: bool) -> None:
     model = adapted(tiny()).eval()
@@ -277,9 +270,7 @@ def test_scores_of_longer_labels_have_the_reference_gradient() -> None:
     ids, mask = padded(rows)
     encoded = (model.get_base_model().encoder(input_ids=ids, attention_mask=mask).last_hidden_state,)
     sequences = [[7, 8, 1], [50, 1]]
-    each = [
-        reference_log_probs(model, rows, torch.tensor([s] * len(rows)), encoded).sum(1) for s in sequences
-    ]
+    each = [reference_log_probs(model, rows, torch.tensor([s] * len(rows)), encoded).sum(1) for s in sequences]
     expected = cross_entropy_gradients(model, torch.stack(each, 1))
     scores = engine_of(model).label_scores(*flatten(rows), [(7, 8), (50,)], with_eos=True)
     found = cross_entropy_gradients(model, scores)

@@ -23,9 +23,7 @@ CPU = torch.device("cpu")
 def test_threshold_cuts_the_exact_share_of_all_bf16_patterns(rate: float) -> None:
     """All 65,536 patterns, NaN and infinities included, through the kernel that masks."""
     patterns = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
-    kept = torch.ops.aten.threshold_backward(
-        torch.ones_like(patterns), patterns, threshold(rate, torch.bfloat16)
-    )
+    kept = torch.ops.aten.threshold_backward(torch.ones_like(patterns), patterns, threshold(rate, torch.bfloat16))
     assert abs(int((kept == 0).sum()) - round(rate * 2**16)) <= 1
 
 
@@ -58,9 +56,7 @@ def test_masks_of_different_places_are_uncorrelated() -> None:
 def test_neighbours_rows_and_tiles_are_uncorrelated() -> None:
     source = MaskSource(7, CPU)
     elements = 1 << 20  # several tiles in every dtype
-    kept = source.apply(
-        torch.ones(elements, dtype=torch.bfloat16), source.mask(elements, torch.bfloat16, 0.5)
-    )
+    kept = source.apply(torch.ones(elements, dtype=torch.bfloat16), source.mask(elements, torch.bfloat16, 0.5))
     values = kept.float().numpy() - 0.5
     for lag in (1, 2, 4, 64, 768, 2048, 1 << 16, 1 << 18):
         correlation = float((values[:-lag] * values[lag:]).mean() / 0.25)

@@ -10,6 +10,7 @@ from rxtone.model.scoring import (
     LabelTokens,
     label_token_ids,
     log_probabilities,
+    plan_scorer,
     score_dataset,
     score_labels,
     shift_right,
@@ -100,3 +101,19 @@ def test_targets_shift_right_and_padding_counts_nothing():
     assert shift_right(targets, 0).tolist() == [[0, 5, 6], [0, 7, 1]]
     log_probs = target_log_probs(torch.zeros(2, 3, 8), targets)
     torch.testing.assert_close(log_probs, -torch.tensor([[8.0, 8, 8], [8, 8, 1]]).log())
+
+
+@pytest.mark.parametrize(
+    "tokens",
+    [LabelTokens(((10,), (11,)), with_eos=False, eos=1), LabelTokens(((10,), (10, 11)), with_eos=True, eos=1)],
+    ids=["one token", "two tokens"],
+)
+def test_both_engines_give_the_same_probabilities(model, tokens):
+    fast, notice = plan_scorer(model, "fast")
+    assert (notice, fast is model) == (None, False)
+    assert plan_scorer(model, "reference") == (model, None)
+    both = [
+        log_probabilities(score_dataset(scorer, ReviewDataset(PROMPTS), tokens, batch_size=3, pad_token_id=0))
+        for scorer in (fast, model)
+    ]
+    np.testing.assert_allclose(both[0], both[1], atol=1e-5)

@@ -16,6 +16,7 @@ import torch
 
 from rxtone.errors import RecipeError
 from rxtone.model.batches import IGNORE, scoring_batches
+from rxtone.model.engine import Engine, Unsupported, unpad
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -76,35 +77,87 @@ def label_token_ids(tokenizer: Tokenizer, labels: Sequence[str], eos: int) -> La
     return LabelTokens(ids, len({len(tokens) for tokens in ids}) > 1, eos)
 
 
-def score_labels(model: torch.nn.Module, batch: Batch, label_tokens: LabelTokens) -> torch.Tensor:
-    """Log-probability of every label for every review: one encoder pass, one decoder pass.
+Scorer = torch.nn.Module | Engine
+"""What computes: the module itself (transformers + PEFT, the reference) or an engine planned on it."""
+
+
+def plan_scorer(model: torch.nn.Module, engine: str) -> tuple[Scorer, str | None]:
+    """Choose the forward.
 
     Args:
         model: T5ForConditionalGeneration, or PEFT around one.
+        engine: `fast` or `reference`.
+
+    Returns:
+        What computes, and why the fast engine could not be used where it was asked for.
+    """
+    if engine == "reference":
+        return model, None
+    planned = Engine.plan(model)
+    return (model, planned.reason) if isinstance(planned, Unsupported) else (planned, None)
+
+
+def module_of(scorer: Scorer) -> torch.nn.Module:
+    """The module whose weights a scorer reads."""
+    return scorer.model if isinstance(scorer, Engine) else scorer
+
+
+def score_labels(scorer: Scorer, batch: Batch, label_tokens: LabelTokens) -> torch.Tensor:
+    """Score of every label for every review: one encoder pass, one decoder pass.
+
+    Args:
+        scorer: The model, or an engine planned on it.
         batch: Prompts; labels are not read.
         label_tokens: The k labels.
 
     Returns:
-        float32, shape (batch, k): the sums that DESIGN calls label scores, over the full vocabulary.
+        float32 (float64 for a float64 model), shape (batch, k): sums of token log-probabilities, up to a
+        constant per review that the softmax over the labels takes out.
     """
+    if isinstance(scorer, Engine):
+        ids, lengths = unpad(batch.input_ids, batch.attention_mask)
+        return scorer.label_scores(ids, lengths, label_tokens.ids, with_eos=label_tokens.with_eos)
     scored = label_tokens.scored()
     if all(len(tokens) == 1 for tokens in scored):
-        start = torch.full((len(batch.rows), 1), _start_id(model), device=batch.input_ids.device)
-        logits = model(
+        start = torch.full((len(batch.rows), 1), _start_id(scorer), device=batch.input_ids.device)
+        logits = scorer(
             input_ids=batch.input_ids, attention_mask=batch.attention_mask, decoder_input_ids=start, use_cache=False
         ).logits
         log_probs: torch.Tensor = logits[:, 0].float().log_softmax(-1)
         return log_probs[:, [tokens[0] for tokens in scored]]
-    return _score_sequences(model, batch, scored)
+    return _score_sequences(scorer, batch, scored)
+
+
+def target_token_log_probs(scorer: Scorer, batch: Batch, targets: torch.Tensor) -> torch.Tensor:
+    """Log-probability of each target token under teacher forcing, over the full vocabulary.
+
+    Args:
+        scorer: The model, or an engine planned on it.
+        batch: Prompts.
+        targets: int64, shape (batch, length), -100 on padding.
+
+    Returns:
+        float32 (float64 for a float64 model), shape (batch, length); 0 on padding.
+    """
+    if isinstance(scorer, Engine):
+        ids, lengths = unpad(batch.input_ids, batch.attention_mask)
+        return scorer.target_log_probs(ids, lengths, targets)
+    logits = scorer(
+        input_ids=batch.input_ids,
+        attention_mask=batch.attention_mask,
+        decoder_input_ids=shift_right(targets, _start_id(scorer)),
+        use_cache=False,
+    ).logits
+    return target_log_probs(logits, targets)
 
 
 def score_dataset(
-    model: torch.nn.Module, dataset: ReviewDataset, label_tokens: LabelTokens, *, batch_size: int, pad_token_id: int
+    scorer: Scorer, dataset: ReviewDataset, label_tokens: LabelTokens, *, batch_size: int, pad_token_id: int
 ) -> np.ndarray:
     """Score every review of a dataset, in batches of similar length, and keep only (rows, labels).
 
     Args:
-        model: T5ForConditionalGeneration, or PEFT around one; its mode is left as it was.
+        scorer: The model, or an engine planned on it; the model's mode is left as it was.
         dataset: n tokenised reviews.
         label_tokens: The k labels.
         batch_size: Most reviews per batch.
@@ -113,6 +166,7 @@ def score_dataset(
     Returns:
         float64, shape (n, k): label scores, in the dataset's order.
     """
+    model = module_of(scorer)
     device = next(model.parameters()).device
     scores = np.zeros((len(dataset), len(label_tokens.ids)))
     training = model.training
@@ -121,7 +175,7 @@ def score_dataset(
         with torch.inference_mode():
             for indexes in scoring_batches(dataset.lengths, batch_size=batch_size):
                 batch = dataset.batch(indexes, pad_token_id).to(device)
-                scores[indexes] = score_labels(model, batch, label_tokens).cpu().numpy()
+                scores[indexes] = score_labels(scorer, batch, label_tokens).cpu().numpy()
     finally:
         model.train(training)
     return scores

@@ -23,6 +23,7 @@ from rxtone.stats.metrics import CLASS_METRICS, INVALID, SCALAR_METRICS, confusi
 N_RESAMPLES = 2000
 LEVEL = 0.95
 _LEAST_STRETCH = 0.1
+_CHUNK = 100
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def bootstrap(
         per_group = np.zeros((n_units, n_cells))
         np.add.at(per_group, (group_of_row.reshape(-1), cell_of_row), 1)
         weights = np.ones(n_units)
-        drawn = rng.multinomial(n_units, np.full(n_units, 1 / n_units), size=n_resamples) @ per_group
+        drawn = _drawn_groups(per_group, rng, n_resamples)
         left_out = per_group.sum(axis=0) - per_group
     to_counts = [_cell_to_count(cells, run, n_labels) for run in range(1, cells.shape[1])]
     shape = (-1, n_labels, n_labels + 1)
@@ -96,6 +97,15 @@ def bootstrap(
         weights=weights,
         n_units=n_units,
     )
+
+
+def _drawn_groups(per_group: NDArray[np.float64], rng: np.random.Generator, n_resamples: int) -> NDArray[np.float64]:
+    """Draw whole groups with replacement and add up their cells, shape (n_resamples, cells)."""
+    n, parts = len(per_group), []
+    for start in range(0, n_resamples, _CHUNK):  # a matrix of resamples by groups may not fit in memory
+        size = min(_CHUNK, n_resamples - start)
+        parts.append(rng.multinomial(n, np.full(n, 1 / n), size=size) @ per_group)
+    return np.concatenate(parts)
 
 
 def _cell_to_count(cells: NDArray[np.int64], run: int, k: int) -> NDArray[np.float64]:

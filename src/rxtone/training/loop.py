@@ -10,14 +10,14 @@ import resource
 import sys
 import time
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
 
 from rxtone.errors import RunError
 from rxtone.model.batches import epoch_batches
-from rxtone.model.scoring import log_probabilities, score_dataset
+from rxtone.model.scoring import Scorer, log_probabilities, module_of, score_dataset
 from rxtone.stats.metrics import classification_metrics
 from rxtone.training.checkpoint import Progress, load_best, load_checkpoint, save_checkpoint
 from rxtone.training.objective import class_weight_vector, loss_sum
@@ -122,12 +122,12 @@ class TrainingData:
 
 
 def fit(
-    model: PeftModel, data: TrainingData, train: TrainConfig, checkpoints: Path, *, resume_from: Path | None = None
+    scorer: Scorer, data: TrainingData, train: TrainConfig, checkpoints: Path, *, resume_from: Path | None = None
 ) -> Iterator[Event]:
     """Train the adapter; when the iterator ends, the model holds the best checkpoint.
 
     Args:
-        model: The adapted model on its device.
+        scorer: The adapted model on its device, or an engine planned on it.
         data: Reviews, labels and tokens.
         train: The recipe's settings.
         checkpoints: Folder for checkpoints.
@@ -140,6 +140,7 @@ def fit(
     Raises:
         RunError: At the first loss or gradient that is not finite, or when nothing can learn.
     """
+    model = cast("PeftModel", module_of(scorer))
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=train.learning_rate, weight_decay=train.weight_decay)
     torch.manual_seed(train.seed)
@@ -157,7 +158,7 @@ def fit(
             started = time.perf_counter()
             group = groups[progress.position]
             rate = learning_rate(progress.step, total, train)
-            loss, weight = _step(model, optimizer, data, group, train, rate, class_weights, first=progress.step == 0)
+            loss, weight = _step(scorer, optimizer, data, group, train, rate, class_weights, first=progress.step == 0)
             progress = replace(
                 progress, step=progress.step + 1, position=progress.position + 1,
                 epoch_loss=progress.epoch_loss + loss, epoch_weight=progress.epoch_weight + weight,
@@ -171,7 +172,7 @@ def fit(
             if progress.step % train.checkpoint_every == 0 and not ended:
                 yield CheckpointSaved(progress.step, save_checkpoint(checkpoints, model, optimizer, progress))
         done = progress.epoch + progress.position / len(groups)
-        progress, event = _validate(model, data, progress, done)
+        progress, event = _validate(scorer, data, progress, done)
         yield event
         progress = replace(progress, epoch=progress.epoch + 1, position=0, epoch_loss=0.0, epoch_weight=0.0)
         yield CheckpointSaved(progress.step, save_checkpoint(checkpoints, model, optimizer, progress))
@@ -226,7 +227,7 @@ def learning_rate(step: int, total: int, train: TrainConfig) -> float:
 
 
 def _step(
-    model: PeftModel,
+    scorer: Scorer,
     optimizer: torch.optim.Optimizer,
     data: TrainingData,
     group: list[np.ndarray],
@@ -238,6 +239,7 @@ def _step(
 ) -> tuple[float, float]:
     """One optimiser step over the batches of `group`; returns the summed loss and its weight."""
     device = class_weights.device
+    model = module_of(scorer)
     half = next(model.parameters()).dtype == torch.float16
     scale = FP16_LOSS_SCALE if half else 1.0
     optimizer.zero_grad(set_to_none=True)
@@ -245,7 +247,7 @@ def _step(
     for indexes in group:
         batch = data.train.batch(indexes, data.pad_token_id).to(device)
         classes = torch.from_numpy(data.train_classes[indexes]).to(device)
-        loss, weight = loss_sum(model, batch, classes, data.label_tokens, loss=train.loss, class_weights=class_weights)
+        loss, weight = loss_sum(scorer, batch, classes, data.label_tokens, loss=train.loss, class_weights=class_weights)
         (loss * scale).backward()
         loss_total += loss.item()
         weight_total += weight
@@ -270,7 +272,7 @@ def _step(
     return loss_total, weight_total
 
 
-def _check_gradients(model: PeftModel) -> None:
+def _check_gradients(model: torch.nn.Module) -> None:
     # lora_A's gradient is zero at step 1 by construction (B starts at zero), lora_B's never is.
     gradients = [p.grad for name, p in model.named_parameters() if "lora_B" in name and p.requires_grad]
     if not any(gradient is not None and bool(gradient.any()) for gradient in gradients):
@@ -281,8 +283,8 @@ def _check_gradients(model: PeftModel) -> None:
         raise RunError(msg)
 
 
-def _validate(model: PeftModel, data: TrainingData, progress: Progress, epoch: float) -> tuple[Progress, EvalDone]:
-    scores = score_dataset(model, data.validation, data.label_tokens, batch_size=64, pad_token_id=data.pad_token_id)
+def _validate(scorer: Scorer, data: TrainingData, progress: Progress, epoch: float) -> tuple[Progress, EvalDone]:
+    scores = score_dataset(scorer, data.validation, data.label_tokens, batch_size=64, pad_token_id=data.pad_token_id)
     log_probs = log_probabilities(scores)
     true = data.validation_classes
     metrics = classification_metrics(true, log_probs.argmax(1), data.labels)

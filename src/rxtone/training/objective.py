@@ -13,17 +13,17 @@ import torch
 
 from rxtone.errors import RecipeError
 from rxtone.model.batches import IGNORE
-from rxtone.model.scoring import score_labels, shift_right, target_log_probs
+from rxtone.model.scoring import score_labels, target_token_log_probs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from rxtone.model.batches import Batch
-    from rxtone.model.scoring import LabelTokens
+    from rxtone.model.scoring import LabelTokens, Scorer
 
 
 def loss_sum(
-    model: torch.nn.Module,
+    scorer: Scorer,
     batch: Batch,
     classes: torch.Tensor,
     label_tokens: LabelTokens,
@@ -34,7 +34,7 @@ def loss_sum(
     """The summed, weighted loss of a batch.
 
     Args:
-        model: T5ForConditionalGeneration, or PEFT around one.
+        scorer: The model, or an engine planned on it.
         batch: Prompts and label tokens of b reviews.
         classes: int64, shape (b,): index of each review's label.
         label_tokens: The k labels.
@@ -53,18 +53,11 @@ def loss_sum(
         if batch.labels is None:
             msg = "token_ce needs label tokens; this batch has none"
             raise RecipeError(msg)
-        start = int(model.config.decoder_start_token_id)  # type: ignore[union-attr, arg-type]
-        logits = model(
-            input_ids=batch.input_ids,
-            attention_mask=batch.attention_mask,
-            decoder_input_ids=shift_right(batch.labels, start),
-            use_cache=False,
-        ).logits
-        nll = -target_log_probs(logits, batch.labels)
+        nll = -target_token_log_probs(scorer, batch, batch.labels)
         token_weights = weights[:, None] * (batch.labels != IGNORE)
         return (nll * token_weights).sum(), float(token_weights.sum())
     if loss == "label_ce":
-        scores = score_labels(model, batch, label_tokens)
+        scores = score_labels(scorer, batch, label_tokens)
         nll = torch.nn.functional.cross_entropy(scores, classes, reduction="none")
         return (nll * weights).sum(), float(weights.sum())
     msg = f"train.loss: expected token_ce or label_ce, got {loss!r}"
