@@ -75,9 +75,7 @@ def _int8_product(out: int, inner: int) -> Callable[[], object]:
     packed = torch.ops.onednn.qlinear_prepack(torch.randint(-127, 128, (out, inner), dtype=torch.int8), None)
     scales, zeros = torch.ones(out), torch.zeros(out, dtype=torch.int32)
     kernel: Any = torch.ops.onednn.qlinear_pointwise
-    return lambda: kernel(
-        codes, 1.0, 128, packed, scales, zeros, None, 1.0, 0, torch.bfloat16, "none", [], ""
-    )
+    return lambda: kernel(codes, 1.0, 128, packed, scales, zeros, None, 1.0, 0, torch.bfloat16, "none", [], "")
 
 
 def _profile(run: Callable[[], object]) -> list[tuple[str, float]]:
