@@ -167,7 +167,7 @@ def _correction(
 
     keep.click(correct, [run, right, consent, *boxes], outcome, api_visibility="private", show_progress="minimal")
 
-    def choices(run_name: str) -> Any:  # noqa: ANN401  # Gradio's own update
+    def choices(run_name: str) -> Any:  # Gradio's own update
         return gr.update(choices=list(pool.get(run_name).classifier.labels), value=None)
 
     run.change(choices, run, right, api_visibility="private", show_progress="hidden")
