@@ -8,7 +8,7 @@ BASE ?= google/flan-t5-base
 RECIPE ?= druglib
 OUT ?= runs/$(RECIPE)
 
-.PHONY: setup test lint types imports train clean
+.PHONY: setup test lint types imports train demo clean
 
 setup: $(SETUP)
 
@@ -37,6 +37,11 @@ test: lint types imports
 # The main job on your table: make train TABLE=reviews.csv BASE=path/or/hub-id
 train: setup
 	$(BIN)/rxtone train $(RECIPE) --set data.train=$(TABLE) --set data.test=null --set model.base=$(BASE) --out $(OUT)
+
+# The whole story offline, on the bundled base and sample.
+demo: setup
+	rm -rf runs/demo
+	$(BIN)/rxtone demo --out runs/demo
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -68,10 +68,18 @@ def judge(classifier: Classifier, recipe: Recipe, prepared: Prepared) -> Evaluat
     if recipe.evaluation.zero_shot:
         bare = zero_shot(recipe).score(prepared.held_out, batch_size=recipe.evaluation.batch_size)
         baselines.append(Baseline("zero_shot", "the base without adapter (zero-shot)", bare.log_probs.argmax(1)))
-    evaluation = evaluate(classifier, prepared.held_out, split_name=prepared.held_out_name, baselines=baselines)
+    evaluation = evaluate(
+        classifier,
+        prepared.held_out,
+        split_name=prepared.held_out_name,
+        policy=classifier.policy,
+        baselines=baselines,
+    )
     if recipe.prompt.text_share > 0:
         texts = [free_text(review) for review in prepared.held_out]
-        evaluation.metrics["free_text"] = evaluate(classifier, texts, split_name=prepared.held_out_name).metrics
+        evaluation.metrics["free_text"] = evaluate(
+            classifier, texts, split_name=prepared.held_out_name, policy=classifier.policy
+        ).metrics
     return evaluation
 
 
@@ -98,7 +106,13 @@ def judge_table(classifier: Classifier, folder: Path, source: str, *, mode: str 
     if mode == "generate":
         evaluation = evaluate_outputs(spec.labels, reviews, classifier.generate(reviews), split_name=name)
     else:
-        evaluation = evaluate(classifier, reviews, split_name=name, baselines=_refitted(classifier, record, reviews))
+        evaluation = evaluate(
+            classifier,
+            reviews,
+            split_name=name,
+            policy=classifier.policy,
+            baselines=_refitted(classifier, record, reviews),
+        )
     evaluation.metrics["training_rows"] = repeats if record else None
     evaluation.metrics["table"] = {"source": table.path, "sha256": table.sha256, "rows": len(reviews)}
     return evaluation

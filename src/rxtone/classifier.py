@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,6 +42,7 @@ from rxtone.model.scoring import (
     score_dataset,
 )
 from rxtone.run import CLASSIFIER, write_json
+from rxtone.stats.policy import Policy, plain_policy, policy_from_dict
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -65,6 +66,8 @@ class ClassifierSpec(BaseModel):
         base: Identity of the base (see `BaseIdentity`).
         precision: Precision of the base that the adapter was trained and evaluated with.
         versions: Package versions at training time.
+        policy: Calibration, operating points, least confidence and label sets, fitted on validation rows
+            (see `rxtone.stats.policy`); None leaves the scores as they are.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -78,6 +81,7 @@ class ClassifierSpec(BaseModel):
     base: dict[str, str | None]
     precision: str
     versions: dict[str, str]
+    policy: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -85,8 +89,8 @@ class Prediction:
     """The answer for one review.
 
     Attributes:
-        label: The most probable label.
-        probabilities: Label -> probability; they sum to 1.
+        label: The label of the operating point: the most probable one, unless the run was tuned otherwise.
+        probabilities: Label -> calibrated probability; they sum to 1.
         truncated: Whether the prompt did not hold the whole review.
         abstained: Whether the classifier was asked to hold back when unsure, and did.
     """
@@ -102,7 +106,7 @@ class Scores:
     """The numbers behind n predictions.
 
     Attributes:
-        log_probs: float64, shape (n, k): log-probabilities over the labels.
+        log_probs: float64, shape (n, k): log-probabilities over the labels, before calibration.
         truncated: bool, shape (n,).
         n_tokens: int64, shape (n,): prompt tokens of the whole review, before any cut.
     """
@@ -123,6 +127,7 @@ class Classifier:
         spec: What classifier.json holds.
         prompts: Turns a review into token ids.
         label_tokens: The labels in the base's tokens.
+        policy: How scores become answers.
     """
 
     model: torch.nn.Module
@@ -131,18 +136,26 @@ class Classifier:
     spec: ClassifierSpec
     prompts: PromptBuilder
     label_tokens: LabelTokens
+    policy: Policy
 
     @property
     def labels(self) -> tuple[str, ...]:
         """Label words, in the recipe's order."""
         return self.spec.labels
 
-    def predict(self, reviews: Iterable[Review | str | Mapping[str, str]], *, batch_size: int = 32) -> list[Prediction]:
+    def predict(
+        self,
+        reviews: Iterable[Review | str | Mapping[str, str]],
+        *,
+        batch_size: int = 32,
+        min_confidence: float | None = None,
+    ) -> list[Prediction]:
         """Label reviews.
 
         Args:
             reviews: Each a `Review`, a free text, or a mapping of field (prompt name or column) to text.
             batch_size: Reviews per batch.
+            min_confidence: Mark answers of less probability as abstained; None takes the run's own bound.
 
         Returns:
             One prediction per review, in order.
@@ -151,14 +164,20 @@ class Classifier:
             DataError: If a mapping has none of the fields, or a field this classifier does not know.
         """
         scores = self.score([self.as_review(review) for review in reviews], batch_size=batch_size)
-        probabilities = np.exp(scores.log_probs)
+        if not len(scores.log_probs):
+            return []
+        policy = self.policy if min_confidence is None else replace(self.policy, min_confidence=min_confidence)
+        decisions = policy.decide(scores.log_probs)
         return [
             Prediction(
-                self.labels[int(row.argmax())],
+                self.labels[int(label)],
                 dict(zip(self.labels, (float(p) for p in row), strict=True)),
                 bool(truncated),
+                bool(abstained),
             )
-            for row, truncated in zip(probabilities, scores.truncated, strict=True)
+            for label, row, truncated, abstained in zip(
+                decisions.predicted, decisions.probabilities, scores.truncated, decisions.abstained, strict=True
+            )
         ]
 
     def score(self, reviews: Sequence[Review], *, batch_size: int = 32) -> Scores:
@@ -304,7 +323,31 @@ def make_classifier(
     tokens = label_token_ids(tokenizer, spec.labels, token_id(model, "eos_token_id"))
     scorer, _ = plan_scorer(model, engine)
     builder = prompt_builder(tokenizer, spec.prompt, spec.labels)
-    return Classifier(model, scorer, tokenizer, spec, builder, tokens)
+    return Classifier(model, scorer, tokenizer, spec, builder, tokens, spec_policy(spec))
+
+
+def spec_policy(spec: ClassifierSpec) -> Policy:
+    """The policy that a spec stores, or the plain one.
+
+    Args:
+        spec: What classifier.json holds.
+
+    Returns:
+        How scores become answers.
+
+    Raises:
+        ModelError: If what is stored is no policy for these labels.
+    """
+    if spec.policy is None:
+        return plain_policy(len(spec.labels))
+    try:
+        policy = policy_from_dict(spec.policy)
+        policy.rule()
+        policy.decide(np.zeros((1, len(spec.labels))))
+    except (ValueError, KeyError, TypeError) as error:
+        msg = f"classifier.json: its policy cannot be used: {error}; copy the adapter folder again"
+        raise ModelError(msg) from None
+    return policy
 
 
 def make_spec(recipe: Recipe, base: dict[str, str | None], precision: str) -> ClassifierSpec:

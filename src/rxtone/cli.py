@@ -74,6 +74,30 @@ def train(
 
 
 @app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Folder of the run.")] = Path("rxtone-demo"),
+    overrides: SetOption = None,
+) -> None:
+    """See the whole story in minutes, offline: bundled base, bundled sample, train, evaluate, report."""
+    from rxtone.config import cache_dir
+    from rxtone.data.tables import read_table
+
+    train("demo", overrides, out, False)
+    classifier = _load(str(out), None, None)
+    table = read_table("sample:test", cache_dir()).frame.head(5)
+    columns = list(classifier.spec.text_fields.values())
+    print("\nFive reviews that it has not seen:")
+    for row, prediction in zip(table.to_dicts(), classifier.predict(table.select(columns).to_dicts()), strict=True):
+        shares = "  ".join(f"{label} {p:.2f}" for label, p in prediction.probabilities.items())
+        print(f"  {row['urlDrugName'][:16]:16}  rated {row['rating']:>2}  -> {prediction.label:8}  ({shares})")
+    print(
+        f"\nNext:\n  open {out}/evaluation/report.html\n"
+        f'  rxtone predict {out} --text "No more migraines, but I was so tired that I stopped taking it."\n'
+        f"  rxtone train druglib --set model.base=bundled --set data.train=YOUR_TABLE.csv --set data.test=null"
+    )
+
+
+@app.command()
 def evaluate(
     run: RunArgument,
     table: Annotated[str, typer.Argument(help="A labelled table.")],

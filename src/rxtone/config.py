@@ -185,6 +185,9 @@ class EvaluationConfig(Group):
     """Also judge the base without the adapter, asked with the same prompt."""
     batch_size: Positive = 32
     """Reviews per scoring batch."""
+    operating_point: Literal["argmax", "macro_f1"] = "argmax"
+    """`argmax` answers with the most probable label; `macro_f1` adds an offset per label, tuned on
+    validation rows. Both are reported."""
     reload_check: bool = True
     """Prove in a fresh process that the saved adapter gives what was trained."""
 

@@ -21,6 +21,7 @@ from rxtone.model.scoring import Scorer, label_token_ids, log_probabilities, pla
 from rxtone.preparation import Prepared, label_indexes, prepare, truncation_record, with_free_text
 from rxtone.reload import check_reload
 from rxtone.run import RunFolder, atomic_folder, create_run, truncate_log, write_json, write_text
+from rxtone.stats.policy import fit_policy
 from rxtone.tracking import open_trackers
 from rxtone.training.checkpoint import newest_checkpoint, read_progress
 from rxtone.training.loop import Event, TrainingData, fit
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from rxtone.evaluation.evaluate import Evaluation
 
 CANARIES = 16
+SCORING_BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -131,14 +133,17 @@ def _train_adapter(recipe: Recipe, run: RunFolder) -> Iterator[StoryEvent]:
         for track in trackers:
             track(event)
         yield event
+    log_probs = log_probabilities(_validation_scores(scorer, data))
+    fitted = fit_policy(
+        log_probs, data.validation_classes, operating_point=recipe.evaluation.operating_point, seed=recipe.train.seed
+    )
+    _save(run, model, base, spec.model_copy(update={"policy": fitted.policy.to_dict()}), pissa_start)
     check = None
-    scores = _canary_scores(scorer, data) if recipe.evaluation.reload_check else None
-    _save(run, model, base, spec, pissa_start)
-    if scores is not None:
+    if recipe.evaluation.reload_check:
         canaries = prepared.validation[:CANARIES]
-        check = check_reload(run.adapter, recipe.model.base, canaries, log_probabilities(scores), base.precision)
+        check = check_reload(run.adapter, recipe.model.base, canaries, log_probs[:CANARIES], base.precision)
         yield Reloaded(check)
-    write_json(run.environment, environment_record(run, base, summary, check))
+    write_json(run.environment, environment_record(run, base, summary, check) | {"policy": fitted.to_dict()})
 
 
 def _scorer(model: PeftModel, recipe: Recipe) -> tuple[Scorer, str | None]:
@@ -147,9 +152,10 @@ def _scorer(model: PeftModel, recipe: Recipe) -> tuple[Scorer, str | None]:
     return plan_scorer(model, recipe.train.engine)
 
 
-def _canary_scores(scorer: Scorer, data: TrainingData) -> np.ndarray:
-    dataset = ReviewDataset([ids.tolist() for ids in data.validation.prompts[:CANARIES]])
-    return score_dataset(scorer, dataset, data.label_tokens, batch_size=CANARIES, pad_token_id=data.pad_token_id)
+def _validation_scores(scorer: Scorer, data: TrainingData) -> np.ndarray:
+    return score_dataset(
+        scorer, data.validation, data.label_tokens, batch_size=SCORING_BATCH, pad_token_id=data.pad_token_id
+    )
 
 
 def _tokenise(recipe: Recipe, base: Base, prepared: Prepared) -> tuple[TrainingData, dict[str, Any]]:

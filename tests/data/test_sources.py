@@ -132,6 +132,22 @@ def test_names_are_told_from_paths(source: str, named: bool) -> None:
     assert is_named(source) is named
 
 
+def test_the_bundled_sample_is_found_or_missed_in_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rxtone.data.sources.resources.files", lambda package: tmp_path)
+    with pytest.raises(DataError, match=r"sample:train: the bundled sample is missing .*; reinstall rxtone"):
+        read_table("sample:train")
+    folder = tmp_path / "bundled" / "sample"
+    folder.mkdir(parents=True)
+    (folder / "train.tsv").write_bytes(TRAIN)
+    (folder / "test.tsv").write_bytes(TEST)
+    table = read_table("sample:test", tmp_path / "unused")
+    assert table.path == "sample:test"
+    assert table.frame.rows() == [("y", "2")]
+    assert not (tmp_path / "unused").exists()
+
+
 def test_unknown_names_and_splits_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="druglib:dev: expected druglib:train, druglib:test"):
         resolve("druglib:dev", tmp_path)

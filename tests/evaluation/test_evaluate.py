@@ -9,6 +9,8 @@ from rxtone.data.reviews import Review
 from rxtone.errors import DataError, ModelError
 from rxtone.evaluation.baselines import Baseline, unavailable_baselines
 from rxtone.evaluation.evaluate import evaluate, evaluate_outputs
+from rxtone.evaluation.inputs import group_indexes
+from rxtone.stats.policy import fit_policy
 
 LABELS = ("positive", "neutral", "negative")
 TEST = "test"
@@ -98,3 +100,75 @@ def test_scores_that_are_not_finite_are_refused():
         evaluate(Table(((0.7, 0.2, 0.1), (float("nan"), 0.3, 0.6), (0.1, 0.1, 0.8))), REVIEWS, split_name=TEST)
     with pytest.raises(ModelError, match=r"shape \(3, 3\), reviews by labels, got \(2, 3\)"):
         evaluate(Table(CLASSIFIER.probabilities[:2]), REVIEWS, split_name=TEST)
+
+
+def many(n=300, *, groups=False):
+    """Reviews and a classifier that is overconfident and hardly ever says neutral."""
+    rng = np.random.default_rng(0)
+    true = rng.choice(3, n, p=[0.6, 0.15, 0.25])
+    logits = 2.0 * np.eye(3)[true] + rng.normal(size=(n, 3)) * 1.5 + [1.0, -1.0, 0.0]
+    p = np.exp(2 * logits) / np.exp(2 * logits).sum(axis=1, keepdims=True)
+    reviews = [
+        Review(text=CANARY, label=LABELS[t], row=i + 1, group=f"drug {i % 5}" if groups else None)
+        for i, t in enumerate(true)
+    ]
+    return reviews, Table(tuple(tuple(row) for row in p)), true
+
+
+def test_answers_are_those_of_the_policy_and_argmax_is_not_hidden():
+    reviews, classifier, true = many()
+    fit = fit_policy(classifier.score(reviews).log_probs, true, operating_point="macro_f1", target_precision=0.9)
+    found = evaluate(classifier, reviews, split_name=TEST, policy=fit.policy)
+    metrics = found.metrics
+    assert json.loads(json.dumps(metrics, allow_nan=False)) == metrics
+    assert metrics["operating_point"] == "macro_f1"
+    assert list(metrics["operating_points"]) == ["argmax", "macro_f1"]
+    assert metrics["operating_points"]["macro_f1"]["metrics"]["macro_f1"] == metrics["macro_f1"]
+    assert metrics["operating_points"]["argmax"]["metrics"]["macro_f1"] < metrics["macro_f1"]
+    assert metrics["calibration"]["method"] != "none"
+    assert metrics["calibration"]["after"]["nll"] < metrics["calibration"]["before"]["nll"]
+    assert sum(b["n"] for b in metrics["calibration"]["after"]["reliability"]) == 300
+    assert metrics["abstention"]["n_abstained"] == found.predictions["abstained"].sum() > 0
+    assert metrics["conformal"]["level"] == 0.9
+    assert set(metrics["conformal"]["coverage_per_label"]) == set(LABELS)
+    answered = found.predictions.filter(~pl.col("abstained"))
+    assert answered["score"].min() >= fit.policy.min_confidence
+    assert metrics["abstention"]["precision"] == pytest.approx((answered["label"] == answered["true_label"]).mean())
+
+
+def test_a_plain_classifier_has_its_calibration_judged_too():
+    reviews, classifier, _ = many()
+    metrics = evaluate(classifier, reviews, split_name=TEST).metrics
+    assert metrics["calibration"]["method"] == "none"
+    assert metrics["calibration"]["before"]["ece"] == metrics["calibration"]["after"]["ece"]
+    assert (metrics["abstention"], metrics["conformal"]) == (None, None)
+    assert list(metrics["operating_points"]) == ["argmax"]
+    assert metrics["risk_coverage"]["at"][0]["coverage"] == 1.0
+    assert metrics["risk_coverage"]["at"][0]["accuracy"] == pytest.approx(metrics["accuracy"])
+    assert metrics["macro_f1_ci"][0] < metrics["macro_f1"] < metrics["macro_f1_ci"][1]
+
+
+def test_groups_give_intervals_by_group_and_slices():
+    reviews, classifier, _ = many(groups=True)
+    more = {"half": ["first"] * 150 + ["second"] * 150}
+    metrics = evaluate(classifier, reviews, split_name=TEST, slices=more).metrics
+    assert metrics["interval"]["unit"] == "group"
+    assert metrics["interval"]["units"] == 5
+    assert [part["by"] for part in metrics["slices"]] == ["length", "truncated", "group", "half"]
+    assert [s["n"] for s in metrics["slices"][2]["slices"]] == [60] * 5
+
+
+def test_a_review_without_a_group_is_a_group_of_its_own():
+    reviews = [Review(group="a"), Review(), Review(), Review(group="a")]
+    assert group_indexes(reviews).tolist() == [0, 1, 2, 0]
+    assert group_indexes([Review(), Review()]) is None
+
+
+def test_baselines_are_tested_against():
+    reviews, classifier, _ = many()
+    metrics = evaluate(
+        classifier, reviews, split_name=TEST, baselines=[Baseline("majority", "majority label", np.zeros(300, int))]
+    ).metrics
+    (pair,) = metrics["comparisons"]
+    assert pair["verdict"].startswith("this classifier is better than majority label (+")
+    assert metrics["baselines"]["majority"]["accuracy_ci"][0] > 0.4

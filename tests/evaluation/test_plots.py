@@ -62,6 +62,12 @@ def test_validation_points_and_mean_loss_are_drawn_where_they_belong():
     assert smooth[:3].tolist() == [0.0, 0.5, 1.5]  # the mean of the last 20 // 10 = 2 steps
 
 
+def test_labels_of_every_script_are_drawn_without_a_warning():
+    figure = confusion_figure([[1, 0], [0, 1]], ["正面", "سلبي"], normalised=False)
+    assert {"正面", "سلبي"} <= set(texts(to_svg(figure, "a", "正面")))
+    assert to_png(figure, dpi=50).startswith(b"\x89PNG")
+
+
 @pytest.mark.parametrize("k", [2, 3, 7])
 def test_png(k):
     figure = confusion_figure([[1] * k] * k, [f"label {i}" for i in range(k)], normalised=True)

@@ -2,13 +2,7 @@ import numpy as np
 import pytest
 from scipy.stats import bootstrap as scipy_bootstrap
 
-from rxtone.stats.bootstrap import (
-    bootstrap,
-    metric_intervals,
-    metric_names,
-    metric_table,
-    wilson_interval,
-)
+from rxtone.stats.bootstrap import bootstrap, metric_intervals, metric_names, metric_table
 
 # A classifier like those of the reference task: rows are true labels (shares .686, .102, .212), columns
 # predicted ones.
@@ -114,12 +108,6 @@ def test_a_label_never_predicted_has_no_precision_interval():
     assert found["precision", 1] is None
     assert found["f1", 1] is None
     assert found["recall", 1] == pytest.approx([0.0, 1 - 1 / (1 + 3.841459 / 5)])
-
-
-def test_wilson_interval_of_a_published_example():
-    # Newcombe (1998), Two-sided confidence intervals for the single proportion, table I: 81 of 263.
-    assert wilson_interval(81, 263) == pytest.approx([0.2553, 0.3662], abs=5e-5)
-    assert wilson_interval(0, 0) is None
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])

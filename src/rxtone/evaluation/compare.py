@@ -8,9 +8,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rxtone.data.reviews import Review
+from rxtone.errors import DataError
 from rxtone.evaluation.baselines import Baseline
-from rxtone.stats.bootstrap import LEVEL, N_RESAMPLES, Bootstrap, bootstrap, metric_intervals, metric_names
+from rxtone.evaluation.inputs import ScoringClassifier, group_indexes, label_indexes
+from rxtone.stats.bootstrap import N_RESAMPLES, Bootstrap, bootstrap, metric_intervals, metric_names
+from rxtone.stats.intervals import LEVEL
 from rxtone.stats.metrics import metrics_from_counts
+from rxtone.stats.policy import Policy, plain_policy
 from rxtone.stats.significance import Difference, holm, mcnemar, paired_differences
 
 DECIDING = "macro_f1"
@@ -111,6 +116,54 @@ def compare(
         "baselines": beside,
         "pairs": pairs,
     }
+
+
+def compare_classifiers(
+    classifiers: Mapping[str, ScoringClassifier],
+    reviews: Sequence[Review],
+    *,
+    policies: Mapping[str, Policy] | None = None,
+    baselines: Sequence[Baseline] = (),
+    ordinal: bool = True,
+    seed: int = 0,
+) -> dict[str, object]:
+    """Let classifiers answer the same reviews and compare the answers.
+
+    Args:
+        classifiers: Name of the run -> classifier; all of them know the same labels.
+        reviews: The n reviews, each with a label. Where they name groups, intervals are by group.
+        policies: Name of the run -> how its scores become answers; the most probable label where there is none.
+        baselines: Predictions for the same reviews to compare with.
+        ordinal: Whether the labels are ordered.
+        seed: Of the resamples.
+
+    Returns:
+        The same as `compare`.
+
+    Raises:
+        DataError: If the classifiers know different labels, or a review has no label or an unknown one.
+    """
+    (first, labels), *others = ((name, classifier.labels) for name, classifier in classifiers.items())
+    for name, theirs in others:
+        if theirs != labels:
+            raise DataError(
+                f"runs that are compared must know the same labels in the same order: {first} knows "
+                f"{', '.join(labels)}, {name} knows {', '.join(theirs)}"
+            )
+    plain = plain_policy(len(labels))
+    runs = [
+        RunPredictions(name, (policies or {}).get(name, plain).decide(classifier.score(reviews).log_probs).predicted)
+        for name, classifier in classifiers.items()
+    ]
+    return compare(
+        runs,
+        label_indexes(reviews, labels),
+        labels,
+        baselines=baselines,
+        groups=group_indexes(reviews),
+        ordinal=ordinal,
+        seed=seed,
+    )
 
 
 def interval_method(sample: Bootstrap, *, grouped: bool, n_resamples: int) -> dict[str, object]:

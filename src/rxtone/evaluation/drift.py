@@ -14,7 +14,7 @@ from scipy.optimize import nnls
 from scipy.stats import chi2_contingency, ks_2samp
 
 from rxtone.errors import DataError
-from rxtone.stats.bootstrap import LEVEL
+from rxtone.stats.intervals import LEVEL
 from rxtone.stats.significance import holm
 
 # Usual reading of the population stability index (Siddiqi 2006, Credit risk scorecards): below 0.1 stable.
@@ -82,8 +82,8 @@ def _features(reference: pl.DataFrame, current: pl.DataFrame, labels: Sequence[s
         _of_numbers("confidence", reference["score"], current["score"]),
     ]
     if reference["truncated"].any() or current["truncated"].any():
-        cut = [frame["truncated"].cast(pl.String) for frame in (reference, current)]
-        features.append(_of_classes("truncated", *cut, ["false", "true"]))
+        before, now = (frame["truncated"].cast(pl.String) for frame in (reference, current))
+        features.append(_of_classes("truncated", before, now, ["false", "true"]))
     if "n_tokens" in reference.columns and "n_tokens" in current.columns:
         features.append(_of_numbers("length in tokens", reference["n_tokens"], current["n_tokens"]))
     return features

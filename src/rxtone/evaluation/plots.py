@@ -7,7 +7,9 @@ vision) keep their contrast on both.
 
 import io
 import re
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import matplotlib as mpl
@@ -235,6 +237,14 @@ def _finish(axes: Axes, x: str, y: str) -> None:
     axes.set_axisbelow(True)
 
 
+@contextmanager
+def _any_script() -> Iterator[None]:
+    """Draw labels in every script: the font measures foreign letters roughly, which is no cause for a warning."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        yield
+
+
 def to_png(figure: Figure, *, dpi: int = 150) -> bytes:
     """Render a figure as a PNG on white.
 
@@ -246,7 +256,8 @@ def to_png(figure: Figure, *, dpi: int = 150) -> bytes:
         The bytes of the file.
     """
     buffer = io.BytesIO()
-    FigureCanvasAgg(figure).print_figure(buffer, format="png", dpi=dpi, facecolor="white")
+    with _any_script():
+        FigureCanvasAgg(figure).print_figure(buffer, format="png", dpi=dpi, facecolor="white")
     return buffer.getvalue()
 
 
@@ -263,7 +274,10 @@ def to_svg(figure: Figure, name: str, description: str) -> str:
     """
     buffer = io.StringIO()
     # Text stays text (smaller, selectable, in the page's font); the salt makes the ids the same every time.
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "rxtone", "font.family": ["sans-serif"]}):
+    with (
+        _any_script(),
+        mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "rxtone", "font.family": ["sans-serif"]}),
+    ):
         FigureCanvasSVG(figure).print_figure(buffer, format="svg", metadata={"Date": None})
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]

@@ -46,39 +46,46 @@ def answer_metrics(
     """
     answers = policy.decide(log_probs)
     right = answers.predicted == y_true
-    curve = risk_coverage(answers.confidence, right)
-    shown = [int(np.flatnonzero(curve.coverage >= c - 1e-9)[-1]) for c in _SHOWN_COVERAGES]
-    sets = policy.conformal
-    conformal: dict[str, Any] | None = None
-    if sets is not None:
-        inside = sets.sets(answers.probabilities)
-        conformal = conformal_metrics(inside, y_true, sets.level)
-        per_label: Any = conformal["coverage_per_label"]
-        conformal["coverage_per_label"] = dict(zip(labels, per_label, strict=True))
     least = policy.min_confidence
     return {
         "calibration": _calibration(policy, log_probs, y_true, groups, n_resamples=n_resamples, seed=seed),
-        "risk_coverage": {
-            "area": curve.area,
-            "coverage": curve.coverage.tolist(),
-            "risk": curve.risk.tolist(),
-            "threshold": curve.threshold.tolist(),
-            "at": [
-                {
-                    "coverage": float(curve.coverage[i]),
-                    "accuracy": float(1 - curve.risk[i]),
-                    "min_confidence": float(curve.threshold[i]),
-                }
-                for i in dict.fromkeys(shown)
-            ],
-        },
+        "risk_coverage": _risk_coverage(answers.confidence, right),
         "abstention": None if least is None else abstention_metrics(answers.confidence, right, least),
         "operating_point": policy.operating_point,
         "operating_points": _operating_points(
             policy, log_probs, y_true, labels, groups, ordinal=ordinal, n_resamples=n_resamples, seed=seed
         ),
-        "conformal": conformal,
+        "conformal": _conformal(policy, answers.probabilities, y_true, labels),
     }
+
+
+def _risk_coverage(confidence: NDArray[np.float64], right: NDArray[np.bool_]) -> dict[str, Any]:
+    curve = risk_coverage(confidence, right)
+    shown = dict.fromkeys(int(np.flatnonzero(curve.coverage >= c - 1e-9)[-1]) for c in _SHOWN_COVERAGES)
+    return {
+        "area": curve.area,
+        "coverage": curve.coverage.tolist(),
+        "risk": curve.risk.tolist(),
+        "threshold": curve.threshold.tolist(),
+        "at": [
+            {
+                "coverage": float(curve.coverage[i]),
+                "accuracy": float(1 - curve.risk[i]),
+                "min_confidence": float(curve.threshold[i]),
+            }
+            for i in shown
+        ],
+    }
+
+
+def _conformal(
+    policy: Policy, probabilities: NDArray[np.float64], y_true: NDArray[np.int64], labels: Sequence[str]
+) -> dict[str, Any] | None:
+    if policy.conformal is None:
+        return None
+    figures = conformal_metrics(policy.conformal.sets(probabilities), y_true, policy.conformal.level)
+    per_label: Any = figures["coverage_per_label"]
+    return figures | {"coverage_per_label": dict(zip(labels, per_label, strict=True))}
 
 
 def _calibration(

@@ -1,13 +1,14 @@
 """Metrics of parts of the reviews: by group, by length, truncated or not."""
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import fisher_exact
 
-from rxtone.stats.bootstrap import LEVEL, bootstrap, metric_intervals, metric_names
+from rxtone.stats.bootstrap import bootstrap, metric_intervals, metric_names
+from rxtone.stats.intervals import LEVEL
 from rxtone.stats.metrics import metrics_from_counts
 from rxtone.stats.significance import holm
 
@@ -66,13 +67,16 @@ def slice_metrics(
     judged: list[dict[str, object]] = []
     p_values: list[float] = []
     for by, values in slices.items():
-        column = np.array(["" if value is None else value for value in values], dtype=object)
-        known = np.array([value is not None for value in values])
-        sizes = Counter(column[known].tolist())
+        rows_of: dict[str, list[int]] = defaultdict(list)
+        for i, value in enumerate(values):
+            if value is not None:
+                rows_of[value].append(i)
+        sizes = {value: len(rows) for value, rows in rows_of.items()}
         names = sorted((v for v in sizes if sizes[v] >= minimum), key=lambda v: (-sizes[v], v))
         found = []
         for name in names:
-            rows = known & (column == name)
+            rows = np.zeros(len(y_true), dtype=bool)
+            rows[rows_of[name]] = True
             found.append({"value": name} | _figures(y_true[rows], y_pred[rows], labels, seed))
             table = np.array([[right[part].sum(), (~right[part]).sum()] for part in (rows, ~rows)])
             p_values.append(float(fisher_exact(table).pvalue))

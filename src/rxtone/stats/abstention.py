@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import beta
 
-from rxtone.stats.bootstrap import LEVEL, wilson_interval
+from rxtone.stats.intervals import LEVEL, wilson_interval
 
 _CURVE_POINTS = 100
 _CANDIDATES = 20

@@ -6,8 +6,8 @@ independent of n. Where rows come in groups (reviews of one drug), whole groups 
 resample are a matrix product. All runs share their resamples, so the difference of two of them is a paired
 bootstrap.
 
-Intervals are BCa (Efron 1987, Better bootstrap confidence intervals), which corrects the bias and the skew
-that F1 of a rare label shows; its acceleration comes from the jackknife over rows or groups.
+Intervals are BCa, which corrects the bias and the skew that F1 of a rare label shows; its acceleration comes
+from the jackknife over rows or groups.
 """
 
 from collections.abc import Sequence
@@ -15,14 +15,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import ndtr, ndtri
-from scipy.stats import binomtest
 
+from rxtone.stats.intervals import LEVEL, bca_intervals, wilson_interval
 from rxtone.stats.metrics import CLASS_METRICS, INVALID, SCALAR_METRICS, confusion_counts, metric_arrays
 
 N_RESAMPLES = 2000
-LEVEL = 0.95
-_LEAST_STRETCH = 0.1
+_CHUNK = 100
 
 
 @dataclass(frozen=True)
@@ -85,7 +83,7 @@ def bootstrap(
         per_group = np.zeros((n_units, n_cells))
         np.add.at(per_group, (group_of_row.reshape(-1), cell_of_row), 1)
         weights = np.ones(n_units)
-        drawn = rng.multinomial(n_units, np.full(n_units, 1 / n_units), size=n_resamples) @ per_group
+        drawn = _drawn_groups(per_group, rng, n_resamples)
         left_out = per_group.sum(axis=0) - per_group
     to_counts = [_cell_to_count(cells, run, n_labels) for run in range(1, cells.shape[1])]
     shape = (-1, n_labels, n_labels + 1)
@@ -96,6 +94,15 @@ def bootstrap(
         weights=weights,
         n_units=n_units,
     )
+
+
+def _drawn_groups(per_group: NDArray[np.float64], rng: np.random.Generator, n_resamples: int) -> NDArray[np.float64]:
+    """Draw whole groups with replacement and add up their cells, shape (n_resamples, cells)."""
+    n, parts = len(per_group), []
+    for start in range(0, n_resamples, _CHUNK):  # a matrix of resamples by groups may not fit in memory
+        size = min(_CHUNK, n_resamples - start)
+        parts.append(rng.multinomial(n, np.full(n, 1 / n), size=size) @ per_group)
+    return np.concatenate(parts)
 
 
 def _cell_to_count(cells: NDArray[np.int64], run: int, k: int) -> NDArray[np.float64]:
@@ -132,111 +139,6 @@ def metric_table(counts: ArrayLike) -> NDArray[np.float64]:
     k = arrays["support"].shape[-1]
     columns = [arrays[name] if i is None else arrays[name][..., i] for name, i in metric_names(k)]
     return np.stack(columns, axis=-1)
-
-
-def bca_intervals(
-    value: NDArray[np.float64],
-    resampled: NDArray[np.float64],
-    left_out: NDArray[np.float64],
-    weights: NDArray[np.float64],
-    level: float = LEVEL,
-) -> NDArray[np.float64]:
-    """Compute BCa intervals of M figures.
-
-    Args:
-        value: The observed figures, shape (M,).
-        resampled: Of B resamples, shape (B, M).
-        left_out: With one unit left out, shape (J, M).
-        weights: How many units each row of `left_out` stands for, shape (J,).
-        level: The coverage aimed at.
-
-    Returns:
-        Lower and upper ends, shape (M, 2); NaN where all resamples agree and nothing can be said.
-    """
-    z0, acceleration = _bca_constants(value, resampled, left_out, weights)
-    ends = np.array([(1 - level) / 2, (1 + level) / 2])
-    z = z0[:, None] + ndtri(ends)
-    stretch = 1 - acceleration[:, None] * z
-    # With a handful of units the acceleration can turn the scale over; then only the bias is corrected.
-    share = ndtr(z0[:, None] + z / np.where(stretch > _LEAST_STRETCH, stretch, 1.0))
-    out = np.full((len(value), 2), np.nan)
-    for i in np.flatnonzero(np.ptp(resampled, axis=0) > 0):
-        out[i] = np.quantile(resampled[:, i], share[i])
-    return out
-
-
-def bca_p_values(
-    value: NDArray[np.float64],
-    resampled: NDArray[np.float64],
-    left_out: NDArray[np.float64],
-    weights: NDArray[np.float64],
-) -> NDArray[np.float64]:
-    """Compute two-sided p-values of the hypothesis that a figure is 0.
-
-    The p-value is the one at which the BCa interval just touches 0, so that interval and p-value never
-    contradict each other.
-
-    Args:
-        value: The observed figures, shape (M,).
-        resampled: Of B resamples, shape (B, M).
-        left_out: With one unit left out, shape (J, M).
-        weights: How many units each row of `left_out` stands for, shape (J,).
-
-    Returns:
-        Shape (M,), never below 2 / (B + 1); 1 where all resamples agree.
-    """
-    z0, acceleration = _bca_constants(value, resampled, left_out, weights)
-    shift = ndtri(_share_below(resampled, np.zeros_like(value))) - z0
-    stretch = 1 + acceleration * shift
-    tail = ndtr(shift / np.where(stretch > _LEAST_STRETCH, stretch, 1.0) - z0)
-    p = 2 * np.minimum(tail, 1 - tail)
-    p = np.clip(p, 2 / (len(resampled) + 1), 1.0)
-    return np.where(np.ptp(resampled, axis=0) > 0, p, 1.0)
-
-
-def _share_below(resampled: NDArray[np.float64], value: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the share of resamples below a value, ties counted half, kept off 0 and 1."""
-    # Sums in another order give figures that differ in the last bit: those are ties too.
-    near = 1e-12
-    below = (resampled < value - near).mean(axis=0) + 0.5 * (np.abs(resampled - value) <= near).mean(axis=0)
-    edge = 1 / (len(resampled) + 1)
-    return np.asarray(np.clip(below, edge, 1 - edge))
-
-
-def _bca_constants(
-    value: NDArray[np.float64],
-    resampled: NDArray[np.float64],
-    left_out: NDArray[np.float64],
-    weights: NDArray[np.float64],
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the bias correction and the acceleration (Efron 1987, equations 4.1 and 6.6)."""
-    z0 = ndtri(_share_below(resampled, value))
-    w = weights[:, None] / weights.sum()
-    influence = (w * left_out).sum(axis=0) - left_out
-    cubes, squares = (
-        (weights[:, None] * influence**3).sum(axis=0),
-        (weights[:, None] * influence**2).sum(axis=0),
-    )
-    spread = 6 * squares**1.5
-    acceleration = np.divide(cubes, spread, out=np.zeros_like(cubes), where=spread > 1e-300)
-    return z0, acceleration
-
-
-def wilson_interval(successes: float, total: float, level: float = LEVEL) -> list[float] | None:
-    """Compute the Wilson score interval of a share.
-
-    Args:
-        successes: How many; a share that was scaled to another total is rounded.
-        total: Of how many.
-        level: The coverage aimed at.
-
-    Returns:
-        Lower and upper end, None where the total is 0.
-    """
-    if total < 1:
-        return None
-    found = binomtest(round(successes), round(total)).proportion_ci(level, method="wilson")
-    return [float(found.low), float(found.high)]
 
 
 def metric_intervals(sample: Bootstrap, *, run: int = 0, level: float = LEVEL) -> list[list[float] | None]:

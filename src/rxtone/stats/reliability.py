@@ -5,13 +5,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from rxtone.stats.bootstrap import LEVEL, N_RESAMPLES, bca_intervals, wilson_interval
+from rxtone.stats.bootstrap import N_RESAMPLES
+from rxtone.stats.intervals import LEVEL, bca_intervals, wilson_interval
 
 _MOST_BINS = 15
 _ROWS_PER_BIN = 25
 _CHUNK = 50
 _DRAWS = 1000
 _GRID = 120
+_MOST_DRAWS = 40_000_000
+_LEAST_RESAMPLES = 400
 # -log of a probability that underflowed to 0 would make every mean infinite.
 _LEAST_PROBABILITY = 1e-300
 
@@ -162,6 +165,8 @@ def _mean_intervals(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the means of the columns after the first, which counts rows, and their BCa intervals."""
     n, total = len(units), units.sum(axis=0)
+    # Means of very many rows need few resamples to be known to three digits, and each costs a pass over all.
+    n_resamples = int(np.clip(_MOST_DRAWS // n, _LEAST_RESAMPLES, n_resamples))
     value = total[1:] / total[0]
     parts = []
     for start in range(0, n_resamples, _CHUNK):  # a whole matrix of resamples by rows would not fit in memory

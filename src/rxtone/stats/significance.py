@@ -7,14 +7,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import binom, t, ttest_ind, ttest_rel
 
-from rxtone.stats.bootstrap import (
-    LEVEL,
-    Bootstrap,
-    bca_intervals,
-    bca_p_values,
-    metric_names,
-    metric_table,
-)
+from rxtone.stats.bootstrap import Bootstrap, metric_names, metric_table
+from rxtone.stats.intervals import LEVEL, bca_intervals, bca_p_values
 
 
 @dataclass(frozen=True)

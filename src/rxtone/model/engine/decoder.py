@@ -39,7 +39,7 @@ class _Drop(torch.autograd.Function):
     """Dropout with rescaling."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, masks: MaskSource, rate: float) -> Tensor:  # noqa: ANN401
+    def forward(ctx: Any, x: Tensor, masks: MaskSource, rate: float) -> Tensor:
         x = x.contiguous()
         out, ctx.mask = drop(masks, x, rate)
         ctx.masks = masks
@@ -47,7 +47,7 @@ class _Drop(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # noqa: ANN401
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         scaled = (grad * scale_of(ctx.mask)).contiguous()
         return ctx.masks.apply(scaled, ctx.mask, in_place=True), None, None
 
@@ -56,7 +56,7 @@ class _NormDrop(torch.autograd.Function):
     """dropout(norm(x)): the end of a stack."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, run: Pass) -> Tensor:  # noqa: ANN401
+    def forward(ctx: Any, x: Tensor, weight: Tensor, run: Pass) -> Tensor:
         out, mask = drop(run.masks, norm(x, weight, run.epsilon), run.rate, in_place=True)
         ctx.tape = (x, weight, mask)
         ctx.run = run
@@ -64,7 +64,7 @@ class _NormDrop(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # noqa: ANN401
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         x, weight, mask = taken(ctx)
         run: Pass = ctx.run
         scaled = torch.mul(grad, scale_of(mask)).contiguous()
@@ -77,14 +77,14 @@ class _AdaptedLinear(torch.autograd.Function):
     """A frozen linear map with its LoRA pair."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, layer: Linear, masks: MaskSource | None, *adapter: Tensor) -> Tensor:  # noqa: ANN401
+    def forward(ctx: Any, x: Tensor, layer: Linear, masks: MaskSource | None, *adapter: Tensor) -> Tensor:
         out, ctx.adapter = linear(x, layer, masks)
         ctx.x, ctx.layer, ctx.masks = x, layer, masks
         return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # noqa: ANN401
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         grad = grad.contiguous()
         need = bool(ctx.needs_input_grad[0])
         dx, own = linear_backward(grad, ctx.x, ctx.layer, ctx.adapter, ctx.masks, need_input=need)
@@ -95,7 +95,7 @@ class _AdapterDown(torch.autograd.Function):
     """z = (M H) A^T for a LoRA pair on cross-attention keys or values, without M's factor."""
 
     @staticmethod
-    def forward(ctx: Any, h: Tensor, down: Tensor, mask: Mask | None, masks: MaskSource | None) -> Tensor:  # noqa: ANN401
+    def forward(ctx: Any, h: Tensor, down: Tensor, mask: Mask | None, masks: MaskSource | None) -> Tensor:
         ctx.tape = (h, down, mask)
         ctx.masks = masks
         masked = h if masks is None else masks.apply(h, mask)
@@ -103,7 +103,7 @@ class _AdapterDown(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # noqa: ANN401
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         h, down, mask = taken(ctx)
         masks: MaskSource | None = ctx.masks
         masked = h if masks is None else masks.apply(h, mask)
@@ -124,7 +124,7 @@ class _CrossCore(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,  # noqa: ANN401
+        ctx: Any,
         u: Tensor,
         h: Tensor,
         y: Tensor | None,
@@ -157,7 +157,7 @@ class _CrossCore(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dsums: Tensor, dextra: Tensor | None) -> tuple[Any, ...]:  # noqa: ANN401
+    def backward(ctx: Any, dsums: Tensor, dextra: Tensor | None) -> tuple[Any, ...]:
         u, h, y, k, v, kept, scale = taken(ctx)
         run: Pass = ctx.run
         dsums = dsums * scale

@@ -68,7 +68,7 @@ class _AttentionTape:
     out: Mask | None
 
 
-def taken(ctx: Any) -> Any:  # noqa: ANN401
+def taken(ctx: Any) -> Any:
     """Take a tape out of its graph node, so that it is freed as the backward proceeds and not at its end.
 
     Args:
@@ -168,7 +168,7 @@ class AttentionSublayer(torch.autograd.Function):
     """h + dropout(o(attention(norm(h))))."""
 
     @staticmethod
-    def forward(ctx: Any, h: Tensor, layer: Attention, run: Pass, *adapters: Tensor) -> Tensor:  # noqa: ANN401
+    def forward(ctx: Any, h: Tensor, layer: Attention, run: Pass, *adapters: Tensor) -> Tensor:
         """Run the sublayer and keep its tape."""
         result, ctx.tape = _attention(h, layer, run, keep=True)
         ctx.layer, ctx.run = layer, run
@@ -176,7 +176,7 @@ class AttentionSublayer(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # noqa: ANN401
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         """Gradients of h and of the adapters."""
         tape: _AttentionTape = taken(ctx)
         layer: Attention = ctx.layer
@@ -238,7 +238,7 @@ class FeedForwardSublayer(torch.autograd.Function):
     """h + dropout(down(dropout(act(gate(norm(h))) * up(norm(h)))))."""
 
     @staticmethod
-    def forward(ctx: Any, h: Tensor, layer: FeedForward, run: Pass, *adapters: Tensor) -> Tensor:  # noqa: ANN401
+    def forward(ctx: Any, h: Tensor, layer: FeedForward, run: Pass, *adapters: Tensor) -> Tensor:
         """Run the sublayer and keep its tape."""
         result, ctx.tape = _feed_forward(h, layer, run, keep=True)
         ctx.layer, ctx.run = layer, run
@@ -246,7 +246,7 @@ class FeedForwardSublayer(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # noqa: ANN401
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         """Gradients of h and of the adapters."""
         tape: _FeedForwardTape = taken(ctx)
         layer: FeedForward = ctx.layer

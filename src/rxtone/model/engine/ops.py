@@ -30,7 +30,7 @@ class AdapterTape:
     inner: Tensor
 
 
-def _tensor(value: Any) -> Tensor:  # noqa: ANN401 - torch.ops is untyped
+def _tensor(value: Any) -> Tensor:
     return cast(Tensor, value)
 
 

@@ -279,7 +279,7 @@ def _plain(module: nn.Module, expected: type[nn.Module], name: str) -> Tensor:
     return cast(Tensor, module.weight)
 
 
-def _attention(layer: Any, name: str, where: str) -> Attention:  # noqa: ANN401 - modules of transformers are untyped
+def _attention(layer: Any, name: str, where: str) -> Attention:
     module = getattr(layer, name)
     where = f"{where}.{name}"
     return Attention(
@@ -291,7 +291,7 @@ def _attention(layer: Any, name: str, where: str) -> Attention:  # noqa: ANN401 
     )
 
 
-def _feed_forward(block: Any, index: int) -> FeedForward:  # noqa: ANN401
+def _feed_forward(block: Any, index: int) -> FeedForward:
     layer = block.layer[-1]
     dense = layer.DenseReluDense
     where = f"block.{index}.DenseReluDense"
@@ -307,7 +307,7 @@ def _feed_forward(block: Any, index: int) -> FeedForward:  # noqa: ANN401
     return FeedForward(layer.layer_norm.weight, gate, up, _linear(dense.wo, f"{where}.wo"), activation)
 
 
-def _activation(block: Any) -> str:  # noqa: ANN401
+def _activation(block: Any) -> str:
     return str(block.layer[0].SelfAttention.config.dense_act_fn)
 
 

@@ -1,0 +1,148 @@
+"""How much memory does a training step need, and does bulk scoring grow with the number of reviews?
+
+    python -m benchmarks.memory [--size base] [--reviews 8]
+
+Every contender trains two steps of batch 8 in a process of its own; its peak is the high-water mark of
+resident memory (VmHWM), the interpreter and all libraries included. Bulk scoring is measured in processes of
+their own, too, on a tiny model, since what could grow is what is kept per review, which does not depend on
+the model.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from benchmarks.common import (
+    Options,
+    bar_plot,
+    base_folder,
+    lengths_summary,
+    line_plot,
+    load_prompts,
+    machine,
+    options,
+    table,
+    write,
+)
+
+_TRAIN = """
+import sys
+from pathlib import Path
+from benchmarks import contenders, peers
+from benchmarks.common import Options, load_prompts
+import torch
+opts = Options(Path(sys.argv[2]), Path(sys.argv[3]), Path("."), "base", int(sys.argv[5]), 1, int(sys.argv[6]))
+torch.set_num_threads(opts.threads)
+folder, prompts = Path(sys.argv[4]), load_prompts(opts)
+name = sys.argv[1]
+if name == "tutorial":
+    run = peers.tutorial(folder, prompts)
+elif name in ("autocast", "loaded"):
+    run = peers.trainer(folder, prompts, autocast=name == "autocast")
+else:
+    run = contenders.training(folder, prompts)
+run()
+run()
+"""
+_BULK = """
+import sys
+import torch
+from transformers import T5Config, T5ForConditionalGeneration
+from benchmarks.contenders import planned
+from rxtone.model.engine import flatten
+torch.set_num_threads(int(sys.argv[2]))
+config = T5Config(vocab_size=200, d_model=32, d_kv=8, d_ff=64, num_layers=1, num_heads=2)
+config.decoder_start_token_id = 0
+engine = planned(T5ForConditionalGeneration(config).bfloat16().eval())
+left = int(sys.argv[1])
+generator = torch.Generator().manual_seed(1)
+with torch.inference_mode():
+    while left > 0:
+        count = min(left, 1000)
+        lengths = torch.randint(8, 64, (count,), generator=generator).tolist()
+        ids = torch.randint(2, 200, (sum(lengths),), generator=generator)
+        engine.label_scores(ids, lengths, [(7,), (8,), (9,)], with_eos=False)
+        left -= count
+"""
+_PEAK = """
+import json, pathlib
+status = dict(line.split(":", 1) for line in pathlib.Path("/proc/self/status").read_text().splitlines())
+print(json.dumps(int(status["VmHWM"].split()[0]) * 1024))
+"""
+NAMES = {
+    "tutorial": "tutorial loop",
+    "autocast": "Seq2SeqTrainer, bf16 autocast",
+    "loaded": "Seq2SeqTrainer, bf16 base",
+    "rxtone": "rxtone",
+}
+
+
+def peak(code: str, *arguments: str) -> int:
+    """Run code in a fresh interpreter and return its peak resident memory.
+
+    Args:
+        code: Python source.
+        arguments: Its command line.
+
+    Returns:
+        Bytes.
+
+    Raises:
+        RuntimeError: The process failed.
+    """
+    command = [sys.executable, "-c", code + _PEAK, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(arguments)} failed:\n{done.stderr[-2000:]}")
+    return int(json.loads(done.stdout.splitlines()[-1]))
+
+
+def training_peaks(opts: Options, folder: Path) -> dict[str, int]:
+    """Peak memory of two training steps of every contender.
+
+    Args:
+        opts: The options.
+        folder: The base.
+
+    Returns:
+        Bytes by contender.
+    """
+    shared = (str(opts.shared), str(opts.work), str(folder), str(opts.reviews), str(opts.threads))
+    return {label: peak(_TRAIN, name, *shared) for name, label in NAMES.items()}
+
+
+def main() -> None:
+    """Measure, print and write."""
+    opts = options(__doc__, reviews=8)
+    about, folder = machine(opts.threads), base_folder(opts)
+    peaks = training_peaks(opts, folder)
+    counts = (1_000, 10_000, 100_000)
+    bulk = {count: peak(_BULK, str(count), str(opts.threads)) for count in counts}
+    first = peaks[NAMES["tutorial"]]
+    rows = [["contender", "peak GiB", "vs tutorial"]]
+    rows += [[name, f"{size / 2**30:.2f}", f"{size / first:.2f}x"] for name, size in peaks.items()]
+    bulk_rows = [
+        ["reviews scored in bulk", "peak MiB"],
+        *[[f"{n:,}", f"{b / 2**20:.0f}"] for n, b in bulk.items()],
+    ]
+    result = {
+        "question": "peak resident memory",
+        "size": opts.size,
+        "machine": about,
+        "lengths": lengths_summary(load_prompts(opts)),
+        "training_bytes": peaks,
+        "bulk_bytes": bulk,
+    }
+    write(opts, f"memory-{opts.size}", result, table(rows) + "\n\n" + table(bulk_rows))
+    bar_plot(
+        opts, f"memory-{opts.size}", list(peaks), [p / 2**30 for p in peaks.values()], "peak memory, GiB"
+    )
+    lines = {"peak": [b / 2**20 for b in bulk.values()]}
+    line_plot(opts, "memory-bulk", counts, lines, ("reviews scored", "peak MiB"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Builds the base model that ships with rxtone: corpus, distillation, instruction tuning, probes, export."""

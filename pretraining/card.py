@@ -1,0 +1,112 @@
+"""The model card of the bundled base, written from the logs and figures of its run."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+_TEMPLATE = Path(__file__).with_name("card.md")
+
+_EVALUATION = """DrugLib train ({rows:,} reviews), {folds}-fold cross-validation, repeated reviews kept together,
+checkpoints chosen inside folds
+(`python -m pretraining.evaluate{options}`). Mean over folds (standard deviation):
+
+| | accuracy | macro-F1 | kappa |
+|---|---|---|---|
+{table}
+
+Paired difference of the tuned model from the linear baseline over all out-of-fold rows, with the 95% bootstrap
+interval: {ahead}.
+"""
+
+_NAMES = {
+    "tuned": "this base, LoRA",
+    "zero_shot": "this base, zero-shot",
+    "tfidf": "TF-IDF per field, balanced logistic regression",
+    "majority": "majority label",
+}
+
+
+def _lines(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def curve_rows(stage: str, lines: Sequence[Mapping[str, Any]], loss: str, points: int = 5) -> list[str]:
+    """Table rows of a training log: the mean of each of `points` stretches of equal length.
+
+    Args:
+        stage: Name of the stage.
+        lines: The log.
+        loss: Key of the loss.
+        points: Number of rows.
+
+    Returns:
+        Markdown rows.
+    """
+    own = [line for line in lines if loss in line]
+    size = -(-len(own) // points)
+    rows = []
+    for start in range(0, len(own), size):
+        part = own[start : start + size]
+        mean = {
+            key: sum(line.get(key, 0.0) for line in part) / len(part)
+            for key in (loss, "pooled_cosine", "answer_accuracy")
+        }
+        cosine = f"{mean['pooled_cosine']:.3f}" if "pooled_cosine" in part[0] else ""
+        answers = f"answers right {mean['answer_accuracy']:.3f}" if "answer_accuracy" in part[0] else ""
+        rows.append(f"| {stage} | to {part[-1]['step']:,} | {mean[loss]:.3f} | {cosine} | {answers} |")
+    return rows
+
+
+def evaluation_text(summary: Mapping[str, Any], options: str) -> str:
+    """The section on DrugLib train from what `pretraining.evaluate` wrote."""
+    table = []
+    for key, name in _NAMES.items():
+        mean, deviation = summary["mean_of_folds"][key], summary["sd_of_folds"][key]
+        cells = " | ".join(f"{mean[f]:.3f} ({deviation[f]:.3f})" for f in ("accuracy", "macro_f1", "kappa"))
+        table.append(f"| {name} | {cells} |")
+    ahead = ", ".join(
+        f"{name} {summary['tuned_minus']['tfidf'][key][0]:+.3f} "
+        f"({summary['tuned_minus']['tfidf'][key][1]:+.3f} to {summary['tuned_minus']['tfidf'][key][2]:+.3f})"
+        for key, name in (("accuracy", "accuracy"), ("macro_f1", "macro-F1"), ("kappa", "kappa"))
+    )
+    return _EVALUATION.format(
+        rows=summary["rows"], folds=len(summary["folds"]["tuned"]), options=options, table="\n".join(table), ahead=ahead
+    )
+
+
+def write_card(run: Path, folder: Path, evaluation: Path | None, options: str = "") -> None:
+    """Writes `README.md` into the model folder.
+
+    Args:
+        run: Working folder of the build, with its logs.
+        folder: The exported model.
+        evaluation: `evaluation.json` of `pretraining.evaluate`, or None before there is one.
+        options: Options that the evaluation ran with, for its command in the card.
+    """
+    distilled, instructed = _lines(run / "distill.jsonl"), _lines(run / "instruct.jsonl")
+    probe = [line for line in instructed if "zero_shot_imdb_accuracy" in line][-1]
+    size = (folder / "model.safetensors").stat().st_size
+    last = {name: max(line["step"] for line in lines) for name, lines in (("d", distilled), ("i", instructed))}
+    seconds = sum(line.get("seconds", 0.0) * line.get("tokens_per_second", 0.0) for line in instructed)
+    probes = [
+        f"| {title} | "
+        + " | ".join(f"{probe[f'zero_shot_{key}_{f}']:.3f}" for f in ("accuracy", "macro_f1", "kappa"))
+        + " |"
+        for key, title in (("imdb", "IMDB (two labels occur)"), ("drugscom", "Drugs.com"))
+    ]
+    text = _TEMPLATE.read_text(encoding="utf-8").format(
+        parameters=size / 2e6,
+        megabytes=size / 1e6,
+        distill_steps=last["d"],
+        distill_tokens=last["d"] * 1800 / 1e6,
+        instruct_steps=last["i"],
+        instruct_tokens=seconds / 1e6,
+        curve="\n".join(
+            [*curve_rows("distillation", distilled, "loss"), *curve_rows("instructions", instructed, "answer_loss")]
+        ),
+        probe_step=probe["step"],
+        probes="\n".join(probes),
+        evaluation="" if evaluation is None else evaluation_text(json.loads(evaluation.read_text("utf-8")), options),
+    )
+    (folder / "README.md").write_text(text.rstrip() + "\n", encoding="utf-8")

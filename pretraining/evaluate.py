@@ -1,0 +1,187 @@
+"""`python -m pretraining.evaluate`: the base on DrugLib train, by cross-validation, beside its baselines.
+
+Folds keep repeated reviews together; each fold is tuned by the package's own pipeline, which chooses its checkpoint on
+a part of the fold's training rows. Figures are over out-of-fold rows.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+
+import rxtone
+from rxtone.classifier import Classifier, load, zero_shot
+from rxtone.config import Recipe, load_recipe
+from rxtone.data.reviews import Review, parse_rule, read_reviews
+from rxtone.data.splits import folds
+from rxtone.data.tables import read_table
+from rxtone.evaluation.baselines import TFIDF_FIELDS, fit_baselines
+from rxtone.stats.metrics import confusion_counts, metric_arrays
+
+FIGURES = ("accuracy", "macro_f1", "kappa", "quadratic_kappa")
+RESAMPLES = 10_000
+Indexes = NDArray[np.int64]
+
+
+def figures(truth: Indexes, guess: Indexes, labels: Sequence[str]) -> dict[str, float]:
+    """The headline figures and each label's F1 of one set of predictions."""
+    found = metric_arrays(confusion_counts(truth, guess, len(labels)))
+    named = {name: float(found[name]) for name in FIGURES}
+    return named | {f"f1_{label}": float(value) for label, value in zip(labels, found["f1"], strict=True)}
+
+
+def paired_bootstrap(
+    truth: Indexes, first: Indexes, second: Indexes, n_labels: int, seed: int
+) -> dict[str, tuple[float, float, float]]:
+    """How far `first` is ahead of `second` on the same rows.
+
+    Args:
+        truth: True label indexes, (n,).
+        first: Predictions of the one, (n,).
+        second: Predictions of the other, (n,).
+        n_labels: Number of labels.
+        seed: Seed of the resampling.
+
+    Returns:
+        For each headline figure the difference and its 95% percentile interval over 10,000 resamples of the rows.
+    """
+    rng = np.random.default_rng(seed)
+    cells, counts = np.unique(np.stack([truth, first, second]), axis=1, return_counts=True)
+    draws = rng.multinomial(len(truth), counts / counts.sum(), size=RESAMPLES)  # rows with equal answers are alike
+    ahead: dict[str, tuple[float, float, float]] = {}
+    tables = []
+    for predicted in cells[1:]:
+        place = cells[0] * (n_labels + 1) + predicted
+        member = np.zeros((len(place), n_labels * (n_labels + 1)), dtype=np.int64)
+        member[np.arange(len(place)), place] = 1
+        both = np.concatenate([counts[None], draws]) @ member
+        tables.append(metric_arrays(both.reshape(-1, n_labels, n_labels + 1)))
+    for name in FIGURES:
+        difference = tables[0][name] - tables[1][name]
+        low, high = np.quantile(difference[1:], [0.025, 0.975])
+        ahead[name] = (float(difference[0]), float(low), float(high))
+    return ahead
+
+
+def predict(classifier: Classifier, reviews: list[Review]) -> Indexes:
+    """Index of the most probable label of each review, (n,)."""
+    return np.asarray(classifier.score(reviews).log_probs.argmax(1), dtype=np.int64)
+
+
+def run_fold(
+    recipe: Recipe, frame: pl.DataFrame, reviews: list[Review], held_out: Indexes, folder: Path
+) -> dict[str, Indexes]:
+    """Tunes on the rest, predicts the held-out rows.
+
+    Args:
+        recipe: What to tune; its tables are replaced.
+        frame: The whole table.
+        reviews: Its reviews, in the same order.
+        held_out: Rows of this fold.
+        folder: Where the fold's table and run go; a finished run is read, not repeated.
+
+    Returns:
+        Predictions of the held-out rows by contender.
+    """
+    rest = np.setdiff1d(np.arange(len(reviews)), held_out)
+    folder.mkdir(parents=True, exist_ok=True)
+    table = folder / "train.parquet"
+    if not table.exists():
+        frame[rest].write_parquet(table)
+    data = recipe.data.model_copy(update={"train": str(table), "test": None, "test_fraction": 0.0})
+    quiet = recipe.evaluation.model_copy(update={"enabled": False})
+    own = recipe.model_copy(update={"data": data, "evaluation": quiet})
+    run = rxtone.train(own, out=folder / "run", resume=(folder / "run").exists())
+    judged = [reviews[int(row)] for row in held_out]
+    baselines = fit_baselines([reviews[int(row)] for row in rest], judged, tuple(recipe.data.label.rule))
+    linear = next(found.predicted for found in baselines if found.name == TFIDF_FIELDS)
+    assert linear is not None
+    return {
+        "tuned": predict(load(run.adapter), judged),
+        "zero_shot": predict(zero_shot(own), judged),
+        "tfidf": linear,
+    }
+
+
+def summarise(
+    truth: Indexes, guesses: Mapping[str, Indexes], parts: Sequence[Indexes], labels: Sequence[str]
+) -> dict[str, object]:
+    """Figures over all rows, by fold, and the paired differences of the tuned model from the others.
+
+    Args:
+        truth: True label indexes, (n,).
+        guesses: Out-of-fold predictions by contender, (n,) each; `tuned` is among them.
+        parts: Rows of each fold.
+        labels: The labels.
+
+    Returns:
+        What `evaluation.json` holds.
+    """
+    majority = np.full_like(truth, np.bincount(truth).argmax())
+    everyone = {**guesses, "majority": majority}
+    by_fold = {name: [figures(truth[rows], guess[rows], labels) for rows in parts] for name, guess in everyone.items()}
+    return {
+        "rows": len(truth),
+        "all_rows": {name: figures(truth, guess, labels) for name, guess in everyone.items()},
+        "mean_of_folds": {
+            name: {key: float(np.mean([fold[key] for fold in found])) for key in FIGURES}
+            for name, found in by_fold.items()
+        },
+        "sd_of_folds": {
+            name: {key: float(np.std([fold[key] for fold in found], ddof=1)) for key in FIGURES}
+            for name, found in by_fold.items()
+        },
+        "folds": by_fold,
+        "tuned_minus": {
+            name: paired_bootstrap(truth, guesses["tuned"], guess, len(labels), seed=0)
+            for name, guess in everyone.items()
+            if name != "tuned"
+        },
+    }  # fmt: skip
+
+
+def main() -> None:
+    """Parses the command line, runs the folds and prints the figures as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--table", default="druglib:train")
+    parser.add_argument("--recipe", default="druglib")
+    parser.add_argument("--base", default="bundled")
+    parser.add_argument("--set", action="append", default=[], help="group.key=value, as in rxtone train")
+    parser.add_argument("--folds", type=int, default=5)
+    parser.add_argument("--seed", type=int, default=0, help="seed of the folds")
+    parser.add_argument("--only", type=int, default=None, help="run the first N folds and judge on them alone")
+    parser.add_argument("--out", type=Path, default=Path("runs/pretraining-evaluation"))
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    recipe = load_recipe(arguments.recipe, [f"model.base={arguments.base}", "data.test=null", *arguments.set])
+    rule = parse_rule(recipe.data.label.rule)
+    table = read_table(arguments.table)
+    reviews = read_reviews(table, recipe.data.text_fields, recipe.data.label.column, rule)
+    truth = np.array([rule.labels.index(str(review.label)) for review in reviews], dtype=np.int64)
+    parts = folds(reviews, arguments.folds, arguments.seed)[: arguments.only]
+    guesses = {name: np.full(len(truth), -1, dtype=np.int64) for name in ("tuned", "zero_shot", "tfidf")}
+    for number, held_out in enumerate(parts):
+        found = run_fold(recipe, table.frame, reviews, held_out, arguments.out / f"fold-{number}")
+        for name, guess in found.items():
+            guesses[name][held_out] = guess
+            line = {"fold": number, "contender": name, **figures(truth[held_out], guess, rule.labels)}
+            sys.stderr.write(json.dumps(line) + "\n")
+    rows = np.sort(np.concatenate(parts))
+    place = np.searchsorted(rows, np.arange(len(truth)))
+    judged = {name: guess[rows] for name, guess in guesses.items()}
+    summary = summarise(truth[rows], judged, [place[part] for part in parts], rule.labels)
+    text = json.dumps(summary, indent=2)
+    (arguments.out / "evaluation.json").write_text(text + "\n", encoding="utf-8")
+    np.savez(arguments.out / "predictions.npz", rows=rows, truth=truth[rows], **judged)
+    sys.stdout.write(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""The model card says what the logs say."""
+
+import json
+from pathlib import Path
+
+from pretraining.card import curve_rows, evaluation_text, write_card
+
+
+def test_curve_rows_average_stretches_of_the_log() -> None:
+    lines = [{"step": 20 * n, "loss": float(n), "pooled_cosine": 0.1 * n} for n in range(1, 5)]
+    lines.insert(2, {"step": 40, "probe_imdb_accuracy": 0.7})
+    assert curve_rows("distillation", lines, "loss", points=2) == [
+        "| distillation | to 40 | 1.500 | 0.150 |  |",
+        "| distillation | to 80 | 3.500 | 0.350 |  |",
+    ]
+
+
+def summary() -> dict[str, object]:
+    figures = {"accuracy": 0.8, "macro_f1": 0.6, "kappa": 0.5}
+    everyone = ("tuned", "zero_shot", "tfidf", "majority")
+    return {
+        "rows": 3107,
+        "folds": {"tuned": [{}] * 5},
+        "mean_of_folds": dict.fromkeys(everyone, figures),
+        "sd_of_folds": dict.fromkeys(everyone, dict.fromkeys(figures, 0.01)),
+        "tuned_minus": {"tfidf": dict.fromkeys(figures, (0.03, -0.01, 0.07))},
+    }
+
+
+def test_evaluation_names_rows_folds_and_intervals() -> None:
+    text = evaluation_text(summary(), " --folds 5")
+    assert "DrugLib train (3,107 reviews), 5-fold" in text
+    assert "`python -m pretraining.evaluate --folds 5`" in text
+    assert "| this base, LoRA | 0.800 (0.010) | 0.600 (0.010) | 0.500 (0.010) |" in text
+    assert "macro-F1 +0.030 (-0.010 to +0.070)" in text
+
+
+def test_card_is_written_from_the_logs(tmp_path: Path) -> None:
+    probe = {f"zero_shot_{s}_{f}": 0.5 for s in ("imdb", "drugscom") for f in ("accuracy", "macro_f1", "kappa")}
+    distilled = [{"step": 20, "loss": 1.5, "pooled_cosine": 0.7}]
+    instructed = [{"step": 20, "answer_loss": 1.25, "answer_accuracy": 0.5, "seconds": 10.0, "tokens_per_second": 3e5}]
+    for name, lines in (("distill", distilled), ("instruct", [*instructed, {"step": 20, **probe}])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "model.safetensors").write_bytes(bytes(2_000_000))
+    (tmp_path / "evaluation.json").write_text(json.dumps(summary()))
+    write_card(tmp_path, tmp_path, tmp_path / "evaluation.json")
+    card = (tmp_path / "README.md").read_text()
+    assert "(1.0 million parameters, 2 MB in bfloat16)" in card
+    assert "20 steps (3.0 million tokens)" in card
+    assert "| instructions | to 20 | 1.250 |  | answers right 0.500 |" in card
+    assert "| Drugs.com | 0.500 | 0.500 | 0.500 |" in card
+    assert "No row of the DrugLib data was read" in card
+    assert "{" not in card
