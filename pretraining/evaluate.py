@@ -134,7 +134,7 @@ def summarise(
             for name, found in by_fold.items()
         },
         "sd_of_folds": {
-            name: {key: float(np.std([fold[key] for fold in found], ddof=1)) for key in FIGURES}
+            name: {key: float(np.std([fold[key] for fold in found], ddof=1)) if len(found) > 1 else 0.0 for key in FIGURES}
             for name, found in by_fold.items()
         },
         "folds": by_fold,
