@@ -8,7 +8,7 @@ BASE ?= google/flan-t5-base
 RECIPE ?= druglib
 OUT ?= runs/$(RECIPE)
 
-.PHONY: setup test lint types imports train demo clean
+.PHONY: setup test browser lint types imports train demo clean
 
 setup: $(SETUP)
 
@@ -17,12 +17,12 @@ $(SETUP): pyproject.toml constraints.txt
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,tensorboard]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,tensorboard,serve,export,pretraining]'
 	touch $(SETUP)
 
 lint: setup
-	$(BIN)/ruff format --check src tests benchmarks
-	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks pretraining
+	$(BIN)/ruff check src tests benchmarks pretraining
 	$(BIN)/pydoclint --quiet src
 
 types: setup
@@ -31,8 +31,13 @@ types: setup
 imports: setup
 	$(BIN)/lint-imports
 
-test: lint types imports
-	$(BIN)/pytest
+# The page is tested in a real browser: Debian's Chromium, installed where we may.
+browser:
+	test -x /usr/bin/chromium || test "$$(id -u)" != 0 || { apt-get update -qq && apt-get install -y -qq chromium; }
+
+# One thread a process: the models of the tests are tiny, and two processes share the machine.
+test: lint types imports browser
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
 # The main job on your table: make train TABLE=reviews.csv BASE=path/or/hub-id
 train: setup

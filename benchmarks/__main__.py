@@ -27,9 +27,7 @@ WHOLE = (
 
 def main() -> None:
     """Run them in interpreters of their own, so that one's memory and threads do not reach another."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="work counts only")
     for name, *rest in QUICK if parser.parse_args().quick else WHOLE:
         print(f"\n== {name}", flush=True)

@@ -111,9 +111,7 @@ def options(description: str | None, *, reviews: int, rounds: int = 3) -> Option
     Returns:
         The options.
     """
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shared", type=Path, default=Path("../shared"), help="reference data (%(default)s)")
     parser.add_argument("--work", type=Path, default=_DEFAULT_WORK, help="converted models (%(default)s)")
     parser.add_argument("--out", type=Path, default=Path("docs/benchmarks"), help="results (%(default)s)")
@@ -159,9 +157,7 @@ def load_prompts(opts: Options, *, max_tokens: int = MAX_TOKENS) -> Prompts:
     Returns:
         The prompts.
     """
-    with (opts.shared / "data" / "druglib" / "drugLibTrain_raw.tsv").open(
-        newline="", encoding="utf-8"
-    ) as file:
+    with (opts.shared / "data" / "druglib" / "drugLibTrain_raw.tsv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
     step = len(rows) / opts.reviews
     chosen = [rows[int(i * step)] for i in range(opts.reviews)]
@@ -219,9 +215,7 @@ def machine(threads: int) -> dict[str, Any]:
     model = "unknown"
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
-        lines = [
-            line for line in cpuinfo.read_text().splitlines() if line.startswith(("model name", "cpu family"))
-        ]
+        lines = [line for line in cpuinfo.read_text().splitlines() if line.startswith(("model name", "cpu family"))]
         model = ", ".join(sorted({line.split(":")[1].strip() for line in lines}))
     return {
         "cpu": model,
@@ -270,10 +264,7 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     """
     head, *body = rows
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-    lines = [
-        "| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |"
-        for row in (head, *body)
-    ]
+    lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |" for row in (head, *body)]
     return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])
 
 

@@ -76,9 +76,7 @@ def main() -> None:
     }
     write(opts, f"inference-{opts.size}", result, text)
     rates = [t.rate(opts.reviews) for t in timings]
-    bar_plot(
-        opts, f"inference-{opts.size}", [t.name for t in timings], rates, "inference, reviews per second"
-    )
+    bar_plot(opts, f"inference-{opts.size}", [t.name for t in timings], rates, "inference, reviews per second")
 
 
 if __name__ == "__main__":

@@ -61,9 +61,7 @@ def main() -> None:
     bar_plot(opts, f"latency-{opts.size}", list(wall), medians, "median milliseconds for one review")
 
 
-def _times(
-    make: Callable[[Prompts], Callable[[], object]], singles: list[Prompts]
-) -> tuple[list[float], list[float]]:
+def _times(make: Callable[[Prompts], Callable[[], object]], singles: list[Prompts]) -> tuple[list[float], list[float]]:
     holder = _Switch(singles[0])
     run = make(holder)  # type: ignore[arg-type]
     run()

@@ -62,9 +62,7 @@ def make_base(size: str, folder: Path, *, shared: Path = Path("../shared"), seed
 
 def main() -> None:
     """Parse the command line and write the folder."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, metavar="DIR")
     parser.add_argument("--size", choices=SIZES, default="base")
     parser.add_argument("--shared", type=Path, default=Path("../shared"), help="default: %(default)s")

@@ -137,9 +137,7 @@ def main() -> None:
         "bulk_bytes": bulk,
     }
     write(opts, f"memory-{opts.size}", result, table(rows) + "\n\n" + table(bulk_rows))
-    bar_plot(
-        opts, f"memory-{opts.size}", list(peaks), [p / 2**30 for p in peaks.values()], "peak memory, GiB"
-    )
+    bar_plot(opts, f"memory-{opts.size}", list(peaks), [p / 2**30 for p in peaks.values()], "peak memory, GiB")
     lines = {"peak": [b / 2**20 for b in bulk.values()]}
     line_plot(opts, "memory-bulk", counts, lines, ("reviews scored", "peak MiB"))
 

@@ -29,7 +29,7 @@ from benchmarks.common import EOS, LABEL_TOKENS, MAX_TOKENS, Prompts
 _BATCH = 8
 
 
-def load_base(folder: Path, dtype: torch.dtype) -> Any:  # noqa: ANN401 - models of transformers are untyped
+def load_base(folder: Path, dtype: torch.dtype) -> Any:
     """Load a base model.
 
     Args:
@@ -42,7 +42,7 @@ def load_base(folder: Path, dtype: torch.dtype) -> Any:  # noqa: ANN401 - models
     return AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=dtype)
 
 
-def with_adapter(model: Any) -> PeftModel:  # noqa: ANN401
+def with_adapter(model: Any) -> PeftModel:
     """Put the tutorial's adapter on a base: r 8 on q and v, alpha 16, dropout 0.1.
 
     Args:
@@ -69,9 +69,7 @@ def pad(rows: Sequence[Sequence[int]], width: int, value: int) -> Tensor:
     return torch.tensor([[*row, *[value] * (width - len(row))] for row in rows])
 
 
-def tutorial_step(
-    model: nn.Module, optimiser: torch.optim.Optimizer, prompts: Prompts, rows: Sequence[int]
-) -> float:
+def tutorial_step(model: nn.Module, optimiser: torch.optim.Optimizer, prompts: Prompts, rows: Sequence[int]) -> float:
     """One step of the tutorial loop: fp32, padded to 256, labels padded to 10, AdamW, clipping at 1.
 
     Args:
@@ -192,9 +190,7 @@ def generated(folder: Path, prompts: Prompts) -> Callable[[], list[int]]:
         found = []
         for start in range(0, len(prompts.ids), _BATCH):
             ids = pad(prompts.ids[start : start + _BATCH], MAX_TOKENS, 0)
-            out = model.generate(
-                input_ids=ids, attention_mask=(ids != 0).long(), max_new_tokens=3, do_sample=False
-            )
+            out = model.generate(input_ids=ids, attention_mask=(ids != 0).long(), max_new_tokens=3, do_sample=False)
             firsts = out[:, 1].tolist()
             found += [LABEL_TOKENS.index((token,)) if (token,) in LABEL_TOKENS else -1 for token in firsts]
         return found
@@ -223,9 +219,7 @@ def best_transformers(folder: Path, prompts: Prompts, *, size: int = 16) -> Call
             ids = pad([prompts.ids[i] for i in rows], len(prompts.ids[rows[-1]]), 0)
             start = torch.zeros(len(rows), 1, dtype=torch.int64)
             mask = (ids != 0).long()
-            logits = model(
-                input_ids=ids, attention_mask=mask, decoder_input_ids=start, use_cache=False
-            ).logits
+            logits = model(input_ids=ids, attention_mask=mask, decoder_input_ids=start, use_cache=False).logits
             for row, label in zip(rows, logits[:, 0, tokens].argmax(1).tolist(), strict=True):
                 found[row] = label
         return found
@@ -274,7 +268,7 @@ def ctranslate2(folder: Path, work: Path, prompts: Prompts, threads: int) -> Cal
 class _OneStep(nn.Module):
     """Encoder and one decoder step down to the labels' logits, as an ONNX graph."""
 
-    def __init__(self, model: Any) -> None:  # noqa: ANN401
+    def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
 
@@ -338,9 +332,7 @@ def onnx_runtime(folder: Path, work: Path, prompts: Prompts, threads: int) -> Ca
     settings = ort.SessionOptions()
     settings.intra_op_num_threads = threads
     settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-    session = ort.InferenceSession(
-        str(onnx_model(folder, work)), settings, providers=["CPUExecutionProvider"]
-    )
+    session = ort.InferenceSession(str(onnx_model(folder, work)), settings, providers=["CPUExecutionProvider"])
 
     def run() -> list[int]:
         found = [0] * len(prompts.ids)

@@ -3,8 +3,8 @@
     python -m benchmarks.roofline [--size base] [--reviews 8] [--rounds 3] [--threads 1]
 
 The bound: the operations of the engine's matrix products, counted as they run, over the best rate that the
-matrix product of torch reaches here at the same shapes and precision. No exact implementation on these kernels
-can be faster; what the engine needs above it goes to memory-bound operators (activation, softmax, masks,
+matrix product of torch reaches here at the same shapes and precision. No exact implementation on these
+kernels can be faster; what the engine needs above it goes to memory-bound operators (activation, softmax, masks,
 norms, copies), which the operator profile names. Processor time.
 """
 
@@ -75,9 +75,7 @@ def _int8_product(out: int, inner: int) -> Callable[[], object]:
     packed = torch.ops.onednn.qlinear_prepack(torch.randint(-127, 128, (out, inner), dtype=torch.int8), None)
     scales, zeros = torch.ones(out), torch.zeros(out, dtype=torch.int32)
     kernel: Any = torch.ops.onednn.qlinear_pointwise
-    return lambda: kernel(
-        codes, 1.0, 128, packed, scales, zeros, None, 1.0, 0, torch.bfloat16, "none", [], ""
-    )
+    return lambda: kernel(codes, 1.0, 128, packed, scales, zeros, None, 1.0, 0, torch.bfloat16, "none", [], "")
 
 
 def _profile(run: Callable[[], object]) -> list[tuple[str, float]]:
@@ -89,15 +87,19 @@ def _profile(run: Callable[[], object]) -> list[tuple[str, float]]:
     return [(e.key, e.self_cpu_time_total / total) for e in ranked]
 
 
-def _examine(name: str, run: Callable[[], object], peak: float, opts: Options) -> dict[str, Any]:
+def _cpu_seconds(run: Callable[[], object], opts: Options) -> float:
     run()
     taken = []
     for _ in range(opts.rounds):
         start = time.process_time()
         run()
         taken.append(time.process_time() - start)
+    return statistics.median(taken) / opts.reviews
+
+
+def _examine(name: str, run: Callable[[], object], peak: float, opts: Options) -> dict[str, Any]:
+    seconds = _cpu_seconds(run, opts)
     work = count(run)
-    seconds = statistics.median(taken) / opts.reviews
     bound = work.operations / 1e9 / peak / opts.reviews
     return {
         "name": name,
@@ -117,13 +119,12 @@ def main() -> None:
     parts = [
         _examine("rxtone training, bf16", contenders.training(folder, prompts), best["bf16"], opts),
         _examine("rxtone scoring, bf16", contenders.scoring(folder, prompts, int8=False), best["bf16"], opts),
-        _examine("tutorial loop, fp32", peers.tutorial(folder, prompts), best["fp32"], opts),
     ]
     rows = [["work", "GFLOP/review", "bound cpu-s", "measured cpu-s", "share of the bound"]]
     for part in parts:
         numbers = (part["gflop_per_review"], part["bound_seconds_per_review"], part["cpu_seconds_per_review"])
         rows.append([part["name"], *[f"{n:.3f}" for n in numbers], f"{part['share_of_bound']:.0%}"])
-    tutorial, own = parts[2]["cpu_seconds_per_review"], parts[0]
+    tutorial, own = _cpu_seconds(peers.tutorial(folder, prompts), opts), parts[0]
     ceiling = tutorial / own["bound_seconds_per_review"]
     lines = [
         f"Best matrix products: {', '.join(f'{n} {r:.0f} G/s' for n, r in best.items())}.",
@@ -133,7 +134,7 @@ def main() -> None:
         f"Ceiling of training against the tutorial loop: {ceiling:.1f}x;"
         f" reached {tutorial / own['cpu_seconds_per_review']:.1f}x.",
     ]
-    for part in parts[:2]:
+    for part in parts:
         profile_rows = [["operator", "share"], *[[key, f"{share:.1%}"] for key, share in part["profile"]]]
         lines += ["", f"{part['name']}:", "", table(profile_rows)]
     result = {
@@ -142,6 +143,7 @@ def main() -> None:
         "machine": about,
         "lengths": lengths_summary(prompts),
         "peaks": best,
+        "tutorial_cpu_seconds_per_review": tutorial,
         "ceiling_training_vs_tutorial": ceiling,
         "parts": parts,
     }

@@ -118,9 +118,7 @@ def main() -> None:
     }
     write(opts, f"scaling-{opts.size}", result, table(rows) + "\n\n" + table(batch_rows))
     line_plot(opts, f"scaling-length-{opts.size}", LENGTHS, lengths, ("tokens", "cpu-ms for one review"))
-    line_plot(
-        opts, f"scaling-batch-{opts.size}", BATCHES, {"rxtone": batches}, ("batch", "cpu-ms per review")
-    )
+    line_plot(opts, f"scaling-batch-{opts.size}", BATCHES, {"rxtone": batches}, ("batch", "cpu-ms per review"))
 
 
 if __name__ == "__main__":

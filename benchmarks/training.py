@@ -36,9 +36,7 @@ def main() -> None:
     about, folder, prompts = machine(opts.threads), base_folder(opts), load_prompts(opts)
     timings = interleave(
         [
-            Contender(
-                TUTORIAL, "fp32, padded to 256, labels to 10, batch 8", peers.tutorial(folder, prompts)
-            ),
+            Contender(TUTORIAL, "fp32, padded to 256, labels to 10, batch 8", peers.tutorial(folder, prompts)),
             Contender(
                 AUTOCAST,
                 "fp32 weights, bf16 autocast, grouped by length, dynamic padding, SDPA, batch 8",
@@ -49,15 +47,11 @@ def main() -> None:
                 "bf16 weights, fp32 adapters, grouped by length, dynamic padding, SDPA, batch 8",
                 peers.trainer(folder, prompts, autocast=False),
             ),
-            Contender(
-                OWN, "bf16 weights, fp32 adapters, flat tokens, batch 8", contenders.training(folder, prompts)
-            ),
+            Contender(OWN, "bf16 weights, fp32 adapters, flat tokens, batch 8", contenders.training(folder, prompts)),
         ],
         opts.rounds,
     )
-    best = max(
-        (AUTOCAST, LOADED), key=lambda name: next(t for t in timings if t.name == name).rate(opts.reviews)
-    )
+    best = max((AUTOCAST, LOADED), key=lambda name: next(t for t in timings if t.name == name).rate(opts.reviews))
     text = rate_table(timings, opts.reviews, (TUTORIAL, best))
     result = {
         "question": "training reviews per second",

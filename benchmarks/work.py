@@ -52,11 +52,11 @@ class WorkCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(
         self,
-        func: Any,  # noqa: ANN401
-        types: Any,  # noqa: ANN401
+        func: Any,
+        types: Any,
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
-    ) -> Any:  # noqa: ANN401
+    ) -> Any:
         """Run one operator and count it."""
         with self:  # inference mode hands over composite operators whole
             out = func.decompose(*args, **(kwargs or {}))
@@ -82,10 +82,7 @@ def _operations(name: str, tensors: list[Tensor]) -> int:
     """Two per multiplication of a matrix product; both products of a fused attention."""
     if name.startswith("_scaled"):
         query, key, value = tensors[:3]
-        return (
-            2 * query.numel() * key.shape[-2]
-            + 2 * query.shape[:-1].numel() * value.shape[-2] * value.shape[-1]
-        )
+        return 2 * query.numel() * key.shape[-2] + 2 * query.shape[:-1].numel() * value.shape[-2] * value.shape[-1]
     left, right = tensors[-2:]
     return 2 * left.numel() * right.shape[-1]
 

@@ -1,17 +1,18 @@
 """The command line as a user meets it: a real process for what a process decides, the app itself for the rest."""
 
 import json
-import os
+import signal
 import subprocess
 import sys
-import time
 
 import polars as pl
 import pytest
 import yaml
 from conftest import tiny_values, write_tiny_table
 
+from rxtone import api
 from rxtone.cli import main
+from rxtone.config import check_recipe
 
 
 @pytest.fixture
@@ -188,18 +189,70 @@ def test_config_commands_print_what_they_promise(rxtone):
     assert "properties" in json.loads(rxtone("config", "schema")[1])
 
 
-def test_an_interrupt_exits_with_130(tiny_base, tiny_table, tmp_path, recipe_file):
-    process = subprocess.Popen(
-        [sys.executable, "-m", "rxtone", "train", str(recipe_file), "--out", str(tmp_path / "run"),
-         "--set", "train.num_train_epochs=500"],
-        stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    for line in process.stderr:
-        if line.startswith("epoch"):
-            break
-    process.send_signal(2)
-    deadline = time.monotonic() + 60
-    rest = process.stderr.read()
-    assert process.wait(timeout=deadline - time.monotonic()) == 130
+def test_an_interrupt_exits_with_130(tmp_path, recipe_file):
+    command = [sys.executable, "-m", "rxtone", "train", str(recipe_file), "--out", str(tmp_path / "run")]
+    command += ["--set", "train.num_train_epochs=500"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        for line in process.stderr:
+            if line.startswith("epoch"):
+                break
+        process.send_signal(signal.SIGINT)
+        rest = process.stderr.read()
+        assert process.wait(timeout=60) == 130
     assert "interrupted; the last checkpoint is kept" in rest
     assert "Traceback" not in rest
+
+
+def test_compare_tells_two_runs_apart(rxtone, tiny_run, tiny_base, tiny_table, tmp_path):
+    api.train(
+        check_recipe(tiny_values(tiny_base, tiny_table) | {"train": {"max_steps": 1}}, "weak"), out=tmp_path / "weak"
+    )
+    table = write_tiny_table(tmp_path / "new.csv", n=60, seed=44)
+    code, out, _ = rxtone("compare", tiny_run, tmp_path / "weak", "--on", table, "--out", tmp_path / "page")
+    assert code == 0
+    assert "macro-F1" in out
+    assert "weak" in out
+    page = (tmp_path / "page" / "comparison.html").read_text()
+    assert "<script" not in page
+    comparison = json.loads((tmp_path / "page" / "comparison.json").read_text())
+    assert comparison["runs"][str(tiny_run)]["macro_f1"] > comparison["runs"][str(tmp_path / "weak")]["macro_f1"]
+    assert rxtone("compare", tiny_run, tiny_run, "--on", table)[0] == 2
+
+
+def test_drift_is_seen_and_its_absence_too(rxtone, tiny_run, tmp_path):
+    same = write_tiny_table(tmp_path / "same.csv", n=60, seed=44)
+    code, out, _ = rxtone("drift", tiny_run, same, "--json")
+    assert (code, json.loads(out)["drifted"]) == (0, False)
+    other = tmp_path / "other.csv"
+    lines = same.read_text().splitlines()
+    other.write_text("\n".join([lines[0], *(line for line in lines[1:] if line.startswith("2,"))] * 1) + "\n")
+    other.write_text(
+        other.read_text() + "\n".join(f"2,the pill was {word},awful useless pain" for word in ["awful"] * 40) + "\n"
+    )
+    assert json.loads(rxtone("drift", tiny_run, other, "--json")[1])["drifted"]
+
+
+def test_the_audit_names_what_is_wrong_with_a_table(rxtone, recipe_file, tiny_table, tmp_path):
+    lines = tiny_table.read_text().splitlines()
+    table = tmp_path / "repeats.csv"
+    table.write_text("\n".join([*lines, lines[1].upper()]) + "\n")
+    code, out, _ = rxtone("data", "audit", recipe_file, "--set", f"data.train={table}", "--json")
+    audit = json.loads(out)
+    assert code == 0
+    assert audit["parts"]["train"]["rows"] == 241
+    assert len(audit["parts"]["train"]["exact_repeats"]) == 1
+
+
+def test_an_export_answers_like_its_run(rxtone, tiny_run, tiny_table, tmp_path):
+    code, out, _ = rxtone("export", tiny_run, "--format", "merged", "-o", tmp_path / "merged", "--canaries", tiny_table)
+    assert (code, json.loads(out)["flipped_labels"]) == (0, 0)
+    answers = [rxtone("predict", run, "--text", "great relief", "--json")[1] for run in (tiny_run, tmp_path / "merged")]
+    first, second = (json.loads(answer)[0]["probabilities"] for answer in answers)
+    assert first == pytest.approx(second, abs=1e-5)
+
+
+def test_a_dry_push_shows_what_would_go(rxtone, tiny_run):
+    code, out, err = rxtone("push", tiny_run, "org/name", "--dry-run")
+    assert code == 0
+    assert "adapter_model.safetensors" in out
+    assert "not on the hub" in err

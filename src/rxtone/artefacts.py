@@ -1,4 +1,4 @@
-"""What a run leaves behind: the judgement on held-out reviews, its files, and the environment."""
+"""What a run leaves behind: its evaluation as files, its model card, and the environment."""
 
 from __future__ import annotations
 
@@ -13,17 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from rxtone.classifier import zero_shot
-from rxtone.config import cache_dir
-from rxtone.data.reviews import parse_rule, read_reviews
-from rxtone.data.tables import read_table
-from rxtone.errors import DataError
-from rxtone.evaluation.baselines import Baseline, fit_baselines, unavailable_baselines
 from rxtone.evaluation.card import render_card
-from rxtone.evaluation.evaluate import Evaluation, evaluate, evaluate_outputs
+from rxtone.evaluation.evaluate import Evaluation
 from rxtone.evaluation.plots import confusion_figure, to_png
-from rxtone.evaluation.report import render_report
-from rxtone.preparation import SEEN, TEST, free_text, text_hash
+from rxtone.evaluation.report import confident_errors, render_report
+from rxtone.preparation import TEST
 from rxtone.run import (
     CARD,
     EvaluationFolder,
@@ -36,86 +30,13 @@ from rxtone.run import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from rxtone.classifier import Classifier
     from rxtone.config import Recipe
-    from rxtone.data.reviews import Review
     from rxtone.model.base import Base
     from rxtone.model.lora import AdapterSummary
     from rxtone.preparation import Prepared
 
 PACKAGES = ("rxtone", "torch", "transformers", "peft", "tokenizers", "safetensors", "polars", "numpy", "scikit-learn")
-
-
-def judge(classifier: Classifier, recipe: Recipe, prepared: Prepared) -> Evaluation:
-    """Judge a trained classifier on its held-out reviews, beside the baselines and the bare base.
-
-    Args:
-        classifier: The reloaded classifier.
-        recipe: The recipe it comes from.
-        prepared: The reviews of the run.
-
-    Returns:
-        The evaluation; `free_text` in its metrics judges the same reviews without field names, where
-        the recipe trains that form too.
-    """
-    baselines: list[Baseline] = []
-    if recipe.evaluation.baselines:
-        # Validation rows chose nothing for the baselines, so where there is a test they may learn from them.
-        known = prepared.train + (prepared.validation if prepared.held_out_name == TEST else [])
-        baselines += fit_baselines(known, prepared.held_out, prepared.labels)
-    if recipe.evaluation.zero_shot:
-        bare = zero_shot(recipe).score(prepared.held_out, batch_size=recipe.evaluation.batch_size)
-        baselines.append(Baseline("zero_shot", "the base without adapter (zero-shot)", bare.log_probs.argmax(1)))
-    evaluation = evaluate(
-        classifier,
-        prepared.held_out,
-        split_name=prepared.held_out_name,
-        policy=classifier.policy,
-        baselines=baselines,
-    )
-    if recipe.prompt.text_share > 0:
-        texts = [free_text(review) for review in prepared.held_out]
-        evaluation.metrics["free_text"] = evaluate(
-            classifier, texts, split_name=prepared.held_out_name, policy=classifier.policy
-        ).metrics
-    return evaluation
-
-
-def judge_table(classifier: Classifier, folder: Path, source: str, *, mode: str = "score") -> Evaluation:
-    """Judge a classifier on another labelled table.
-
-    Args:
-        classifier: The loaded classifier.
-        folder: Its run or adapter folder, where data.json is looked for.
-        source: The table.
-        mode: `score`, or `generate` for comparison: outputs that are no label count as errors.
-
-    Returns:
-        The evaluation. Rows that repeat a training text are counted in `training_rows`, and the split
-        is then not called a test.
-    """
-    spec = classifier.spec
-    table = read_table(source, cache_dir())
-    reviews = read_reviews(table, spec.text_fields, spec.label_column, parse_rule(spec.label_rule), every_label=False)
-    record = _data_record(folder)
-    seen = set(record["training_text_hashes"]) if record else set()
-    repeats = sum(text_hash(review) in seen for review in reviews)
-    name = SEEN if repeats else TEST
-    if mode == "generate":
-        evaluation = evaluate_outputs(spec.labels, reviews, classifier.generate(reviews), split_name=name)
-    else:
-        evaluation = evaluate(
-            classifier,
-            reviews,
-            split_name=name,
-            policy=classifier.policy,
-            baselines=_refitted(classifier, record, reviews),
-        )
-    evaluation.metrics["training_rows"] = repeats if record else None
-    evaluation.metrics["table"] = {"source": table.path, "sha256": table.sha256, "rows": len(reviews)}
-    return evaluation
 
 
 def write_evaluation(
@@ -153,6 +74,7 @@ def write_evaluation(
         "environment": {key: str(value) for key, value in (environment["packages"] | environment["machine"]).items()},
         "commands": [f"rxtone train {run.path.name}/config.yaml --out NEW_FOLDER"],
         "notes": _notes(metrics, record),
+        "confident_errors": confident_errors(evaluation.predictions),
     }))  # fmt: skip
     card = render_card(
         base=str(classifier.spec.base["name"]), recipe=recipe.model_dump(mode="json"), record=record, metrics=metrics
@@ -192,32 +114,6 @@ def environment_record(
         },
         "reload_check": reload_check,
     }  # fmt: skip
-
-
-def _data_record(folder: Path) -> dict[str, Any] | None:
-    for place in (folder, folder.parent):
-        path = RunFolder(place).data
-        if path.is_file():
-            loaded: dict[str, Any] = json.loads(path.read_text("utf-8"))
-            return loaded
-    return None
-
-
-def _refitted(classifier: Classifier, record: dict[str, Any] | None, reviews: Sequence[Review]) -> Sequence[Baseline]:
-    """The baselines, fitted again where the training table is at hand with the same hash."""
-    if record is None:
-        return unavailable_baselines("the run's data.json is not beside the adapter")
-    source = record["tables"]["train"]
-    spec = classifier.spec
-    try:
-        table = read_table(source["source"], cache_dir())
-        if table.sha256 != source["sha256"]:
-            return unavailable_baselines("the training table has changed since")
-        known = read_reviews(table, spec.text_fields, spec.label_column, parse_rule(spec.label_rule))
-    except DataError:
-        return unavailable_baselines("the training table is not at hand")
-    rows = set(record["splits"]["train"]["row_numbers"]) | set(record["splits"]["validation"]["row_numbers"])
-    return fit_baselines([review for review in known if review.row in rows], reviews, spec.labels)
 
 
 def _facts(recipe: Recipe, record: dict[str, Any], environment: dict[str, Any]) -> dict[str, dict[str, str]]:

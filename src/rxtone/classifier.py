@@ -180,6 +180,19 @@ class Classifier:
             )
         ]
 
+    def with_min_confidence(self, min_confidence: float) -> Classifier:
+        """The same classifier with another bound below which answers are marked as abstained.
+
+        Args:
+            min_confidence: Least probability of an answer, 0 to 1.
+
+        Returns:
+            A classifier that shares the model.
+        """
+        policy = replace(self.policy, min_confidence=min_confidence)
+        spec = self.spec.model_copy(update={"policy": policy.to_dict()})
+        return replace(self, policy=policy, spec=spec)
+
     def score(self, reviews: Sequence[Review], *, batch_size: int = 32) -> Scores:
         """Log-probabilities of all labels for n reviews (see `Scores`)."""
         prompts = self.prompts.build_many(reviews)

@@ -9,14 +9,14 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
+from rxtone import cli_judge as judge
+from rxtone import cli_work as work
+from rxtone.cli_options import SetOption, load_classifier, print_metrics
 from rxtone.errors import RecipeError, RxtoneError
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 app = typer.Typer(
     add_completion=False,
@@ -24,19 +24,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Turn a table of reviews into a LoRA-tuned Flan-T5 sentiment classifier that can be trusted.",
 )
-data_app = typer.Typer(no_args_is_help=True, help="Fetch the data sets that recipes name.")
+data_app = typer.Typer(no_args_is_help=True, help="Fetch, audit and correct data.")
 config_app = typer.Typer(no_args_is_help=True, help="Look at recipes.")
 app.add_typer(data_app, name="data")
 app.add_typer(config_app, name="config")
 
-RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run folder, an adapter folder or a bundled name.")]
-BaseOption = Annotated[
-    str | None, typer.Option("--base", help="Where the base is now, if it moved; its identity is checked.")
-]
-RecipeOption = Annotated[str | None, typer.Option("--recipe", help="Prompt, labels and base for a plain PEFT folder.")]
-SetOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="GROUP.KEY=VALUE", help="Override a key of the recipe.")
-]
+for command in (judge.evaluate, work.predict, judge.compare, judge.drift, work.serve, work.export, work.push):
+    app.command()(command)
+data_app.command("audit")(judge.data_audit)
+data_app.command("corrections")(work.data_corrections)
 
 
 @app.command()
@@ -63,7 +59,7 @@ def train(
         print(f"interrupted; the last checkpoint is kept, continue with: {again}", file=sys.stderr)
         raise typer.Exit(130) from None
     if evaluation is not None:
-        _print_metrics(evaluation.metrics)
+        print_metrics(evaluation.metrics)
     environment = json.loads((folder / "environment.json").read_text("utf-8"))["training"]
     if environment["reviews_per_second"]:
         print(
@@ -83,7 +79,7 @@ def demo(
     from rxtone.data.tables import read_table
 
     train("demo", overrides, out, False)
-    classifier = _load(str(out), None, None)
+    classifier = load_classifier(str(out), None, None)
     table = read_table("sample:test", cache_dir()).frame.head(5)
     columns = list(classifier.spec.text_fields.values())
     print("\nFive reviews that it has not seen:")
@@ -95,65 +91,6 @@ def demo(
         f'  rxtone predict {out} --text "No more migraines, but I was so tired that I stopped taking it."\n'
         f"  rxtone train druglib --set model.base=bundled --set data.train=YOUR_TABLE.csv --set data.test=null"
     )
-
-
-@app.command()
-def evaluate(
-    run: RunArgument,
-    table: Annotated[str, typer.Argument(help="A labelled table.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print all figures as JSON.")] = False,
-    mode: Annotated[str, typer.Option(help="score, or generate: free generation, for comparison.")] = "score",
-    base: BaseOption = None,
-    recipe: RecipeOption = None,
-) -> None:
-    """Judge a trained classifier on a labelled table."""
-    if mode not in {"score", "generate"}:
-        msg = f"--mode {mode}: expected score or generate"
-        raise RecipeError(msg)
-    from rxtone.artefacts import judge_table
-    from rxtone.classifier import adapter_folder
-
-    classifier = _load(run, base, recipe)
-    evaluation = judge_table(classifier, adapter_folder(run), table, mode=mode)
-    if as_json:
-        print(json.dumps(evaluation.metrics, indent=2, allow_nan=False))
-    else:
-        _print_metrics(evaluation.metrics)
-
-
-@app.command()
-def predict(
-    run: RunArgument,
-    source: Annotated[str | None, typer.Argument(metavar="INPUT", help="A table of reviews.")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Table to write.")] = None,
-    text: Annotated[list[str] | None, typer.Option("--text", help="A review as free text.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="With --text: print JSON.")] = False,
-    batch_size: Annotated[int, typer.Option(min=1, help="Reviews per batch.")] = 32,
-    base: BaseOption = None,
-    recipe: RecipeOption = None,
-) -> None:
-    """Label a table (INPUT with -o OUTPUT) or single texts (--text)."""
-    if bool(source) == bool(text) or bool(source) != bool(output):
-        msg = "predict: give either INPUT with -o OUTPUT, or --text TEXT"
-        raise RecipeError(msg)
-    from rxtone.serving.bulk import check_output, predict_table
-
-    if source and output:
-        check_output(output)
-        rows = predict_table(_load(run, base, recipe), source, output, batch_size=batch_size)
-        print(f"{rows} rows -> {output}", file=sys.stderr)
-        return
-    predictions = _load(run, base, recipe).predict(text or [])
-    if as_json:
-        print(json.dumps([
-            {"label": p.label, "score": p.probabilities[p.label], "probabilities": p.probabilities,
-             "truncated": p.truncated, "abstained": p.abstained}
-            for p in predictions
-        ], indent=2))  # fmt: skip
-        return
-    for prediction in predictions:
-        shares = "  ".join(f"{label} {p:.3f}" for label, p in prediction.probabilities.items())
-        print(f"{prediction.label}\t{shares}" + ("\t(cut to fit the prompt)" if prediction.truncated else ""))
 
 
 @data_app.command("fetch")
@@ -198,41 +135,3 @@ def main() -> None:
     except RxtoneError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-
-
-def _load(run: str, base: str | None, recipe: str | None) -> Any:
-    from rxtone.classifier import load
-    from rxtone.config import load_recipe
-    from rxtone.model.base import quiet_transformers
-
-    quiet_transformers()
-    return load(run, base=base, recipe=load_recipe(recipe) if recipe else None)
-
-
-def _print_metrics(metrics: Mapping[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    names = ("accuracy", "macro_f1", "weighted_f1", "kappa", "quadratic_kappa")
-    table = Table(title=f"{metrics['n']} reviews ({metrics['split']})", title_justify="left")
-    table.add_column("")
-    for name in names:
-        table.add_column(name, justify="right")
-    rows = [("this classifier", metrics)]
-    rows += [(row["title"], row) for row in metrics.get("baselines", {}).values()]
-    for title, row in rows:
-        missing = "unavailable" in row
-        table.add_row(title, *("–" if missing or row[name] is None else f"{row[name]:.3f}" for name in names))
-    classes = Table(title="per class", title_justify="left")
-    for name in ("label", "precision", "recall", "f1", "reviews"):
-        classes.add_column(name, justify="left" if name == "label" else "right")
-    for label, row in metrics["per_class"].items():
-        figures = (f"{row[name]:.3f}" for name in ("precision", "recall", "f1"))
-        classes.add_row(label, *figures, str(row["support"]))
-    console = Console(width=110 if not sys.stdout.isatty() else None)
-    console.print(table)
-    console.print(classes)
-    if metrics.get("invalid_rate"):
-        console.print(f"invalid outputs, counted as errors: {metrics['invalid_rate']:.1%}")
-    if metrics.get("training_rows"):
-        console.print(f"{metrics['training_rows']} of these rows were trained on: no test of anything")

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rxtone.artefacts import environment_record, judge, write_evaluation
+from rxtone.artefacts import environment_record, write_evaluation
 from rxtone.classifier import load, make_spec, prompt_builder, token_id, write_spec
 from rxtone.config import Recipe, dump_recipe, load_recipe
 from rxtone.errors import RunError
+from rxtone.judging import judge
 from rxtone.model.base import Base, default_device, load_base
 from rxtone.model.batches import ReviewDataset
 from rxtone.model.lora import AdapterSummary, add_adapter, peft_state, save_adapter

@@ -72,8 +72,7 @@ def test_findings_are_words_with_the_gravest_first() -> None:
     )
     assert "train: texts that occur with different labels: 1; no model can get all right." in texts
     assert (
-        'train: answers in Text that look like missing values: 1 ("None" 1); they are answers and stay text.'
-        in texts
+        'train: answers in Text that look like missing values: 1 ("None" 1); they are answers and stay text.' in texts
     )
 
 
@@ -84,9 +83,7 @@ def test_prompts_and_probabilities_add_lengths_and_suspects() -> None:
     assert part.lengths is not None
     assert (part.lengths.truncated_rows, part.lengths.cut_tokens) == (1, {"Text": 4})
     assert part.suspects is not None
-    assert [(suspect.row, suspect.label, suspect.suggested) for suspect in part.suspects] == [
-        (4, "good", "bad")
-    ]
+    assert [(suspect.row, suspect.label, suspect.suggested) for suspect in part.suspects] == [(4, "good", "bad")]
     assert part.rule_variants[0].accuracy == 0.833333
 
 
@@ -126,9 +123,7 @@ def test_what_does_not_fit_is_refused() -> None:
         audit_of(train=replace(TRAIN, probabilities=np.ones((6, 3)) / 3))
 
 
-def test_druglib_tells_its_labels_in_two_other_columns(
-    druglib_reviews: list[Review], druglib_table: Table
-) -> None:
+def test_druglib_tells_its_labels_in_two_other_columns(druglib_reviews: list[Review], druglib_table: Table) -> None:
     fields = {"Benefits": "benefitsReview", "Side Effects": "sideEffectsReview", "Comments": "commentsReview"}
     rule = parse_rule({"positive": ">=7", "neutral": "5..6", "negative": "<=4"})
     found = audit(

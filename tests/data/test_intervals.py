@@ -16,9 +16,7 @@ def intervals(draw: st.DrawFn) -> Interval:
     high = draw(st.sampled_from([high, math.inf]))
     if low == high:
         return Interval(low, high)
-    return Interval(
-        low, high, draw(st.booleans()) and math.isfinite(low), draw(st.booleans()) and math.isfinite(high)
-    )
+    return Interval(low, high, draw(st.booleans()) and math.isfinite(low), draw(st.booleans()) and math.isfinite(high))
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,7 @@ LONG = "this drug worked very well for my back pain and i will take it again nex
 
 
 def reviews_of(*texts: str, labels: str | None = None, first_row: int = 1) -> list[Review]:
-    return [
-        Review(text=text, label=labels[i] if labels else "a", row=first_row + i)
-        for i, text in enumerate(texts)
-    ]
+    return [Review(text=text, label=labels[i] if labels else "a", row=first_row + i) for i, text in enumerate(texts)]
 
 
 def test_shingles_are_word_triples() -> None:

@@ -46,6 +46,4 @@ def test_groups_are_counted() -> None:
     ],
 )
 def test_the_spread_of_labels_over_groups(values: str, labels: str, spread: float) -> None:
-    assert group_profile(list(values), labelled(labels), "drug").label_spread == pytest.approx(
-        spread, abs=1e-6
-    )
+    assert group_profile(list(values), labelled(labels), "drug").label_spread == pytest.approx(spread, abs=1e-6)

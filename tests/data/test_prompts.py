@@ -32,10 +32,7 @@ def test_fields_and_free_text_are_rendered(word_tokenizer: Tokenizer) -> None:
     assert builder.render(review_of("", "None", " ")) == f"{INSTRUCTION}Side Effects: None"
     assert builder.render(review_of("", "")) == INSTRUCTION
     assert builder.render(Review(text=" a\tb ")) == f"{INSTRUCTION}a b"
-    assert (
-        builder.render(review_of("{labels}", "</s>"))
-        == f"{INSTRUCTION}Benefits: {{labels}} Side Effects: < /s>"
-    )
+    assert builder.render(review_of("{labels}", "</s>")) == f"{INSTRUCTION}Benefits: {{labels}} Side Effects: < /s>"
 
 
 def test_a_short_prompt_is_whole(word_tokenizer: Tokenizer) -> None:
@@ -137,9 +134,7 @@ def test_a_prompt_stays_within_the_budget(t5_tokenizer: Tokenizer, texts: list[s
 
 
 @given(fields, st.sampled_from([30, 43, 60]))
-def test_the_tail_policy_is_that_of_the_tokenizer(
-    t5_tokenizer: Tokenizer, texts: list[str], max_tokens: int
-) -> None:
+def test_the_tail_policy_is_that_of_the_tokenizer(t5_tokenizer: Tokenizer, texts: list[str], max_tokens: int) -> None:
     builder = cached_builder(t5_tokenizer, max_tokens, "tail")
     prompt = builder.build(review_of(*texts))
     t5_tokenizer.enable_truncation(max_tokens)
@@ -178,9 +173,7 @@ def test_druglib_prompts_of_real_tokenizers(
     assert max(len(prompt.ids) for prompt in cut) == 256
 
 
-def test_druglib_prompts_have_the_published_lengths(
-    t5_tokenizer: Tokenizer, druglib_reviews: list[Review]
-) -> None:
+def test_druglib_prompts_have_the_published_lengths(t5_tokenizer: Tokenizer, druglib_reviews: list[Review]) -> None:
     builder = builder_of(t5_tokenizer)
     lengths = np.array([prompt.n_tokens_full for prompt in builder.build_many(druglib_reviews)])
     # Measured on the published train file with the tokenizer of Flan-T5.
@@ -191,9 +184,7 @@ def test_druglib_prompts_have_the_published_lengths(
     assert round(float((lengths > 256).mean()), 2) == 0.18
 
 
-def test_prompts_cost_little_more_than_their_encoding(
-    t5_tokenizer: Tokenizer, druglib_reviews: list[Review]
-) -> None:
+def test_prompts_cost_little_more_than_their_encoding(t5_tokenizer: Tokenizer, druglib_reviews: list[Review]) -> None:
     builder = builder_of(t5_tokenizer)
     sample = druglib_reviews[:400]
     texts = [builder.render(review) for review in sample]
@@ -206,9 +197,7 @@ def test_prompts_cost_little_more_than_their_encoding(
     assert time.process_time() - start < 6 * plain
 
 
-def test_the_tail_policy_is_that_of_transformers(
-    t5_tokenizer: Tokenizer, druglib_reviews: list[Review]
-) -> None:
+def test_the_tail_policy_is_that_of_transformers(t5_tokenizer: Tokenizer, druglib_reviews: list[Review]) -> None:
     transformers = pytest.importorskip("transformers")
     reference = transformers.PreTrainedTokenizerFast(tokenizer_object=t5_tokenizer)
     builder = builder_of(t5_tokenizer, 256, "tail")

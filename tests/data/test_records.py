@@ -62,9 +62,7 @@ def test_bad_json_lines_are_refused(data: bytes, message: str) -> None:
 text = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=8)
 
 
-@given(
-    st.lists(st.dictionaries(text.filter(str.strip), st.none() | text), min_size=1, max_size=4), st.booleans()
-)
+@given(st.lists(st.dictionaries(text.filter(str.strip), st.none() | text), min_size=1, max_size=4), st.booleans())
 def test_text_survives_json_lines(rows: list[dict[str, str | None]], escape: bool) -> None:
     data = "\n".join(json.dumps(row, ensure_ascii=escape) for row in rows).encode()
     frame = read_jsonl(data, "t")
@@ -108,9 +106,7 @@ def test_nested_and_binary_columns_are_refused() -> None:
     frame = pl.DataFrame({"ok": [1], "list": [[1]], "bytes": [b"x"], "struct": [{"a": 1}]})
     with pytest.raises(DataError) as caught:
         text_frame(frame, "t.parquet")
-    assert 'expected columns of text, numbers or dates (3): column "list" is List(Int64); ' in str(
-        caught.value
-    )
+    assert 'expected columns of text, numbers or dates (3): column "list" is List(Int64); ' in str(caught.value)
 
 
 def test_what_is_no_whole_parquet_file_is_refused() -> None:

@@ -70,9 +70,7 @@ def test_missing_columns_are_named_with_the_nearest_present_one() -> None:
 
 def test_a_label_without_rows_is_refused_where_all_are_needed() -> None:
     table = table_of(a=["x"], stars=["5"])
-    with pytest.raises(
-        DataError, match='expected rows of every label, found none of "bad" in column "stars"'
-    ):
+    with pytest.raises(DataError, match='expected rows of every label, found none of "bad" in column "stars"'):
         read_reviews(table, {"A": "a"}, "stars", RULE)
     assert read_reviews(table, {"A": "a"}, "stars", RULE, every_label=False)[0].label == "good"
 

@@ -23,9 +23,7 @@ def test_bounded_and_open_rules_move_too() -> None:
         {"low": ["1..1"], "high": ["2..4"]},
         {"low": ["1..3"], "high": ["4..4"]},
     ]
-    assert [
-        rule.to_dict()["low"] for rule in shifted_rules(parse_rule({"low": "<=2", "high": ">2"})).values()
-    ] == [
+    assert [rule.to_dict()["low"] for rule in shifted_rules(parse_rule({"low": "<=2", "high": ">2"})).values()] == [
         ["<=1"],
         ["<=3"],
     ]

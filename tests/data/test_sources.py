@@ -106,9 +106,7 @@ def test_a_changed_file_in_the_cache_is_refused(tmp_path: Path) -> None:
     server = Server(zipped(train=TRAIN, test=TEST))
     train = fetch("druglib", tmp_path, server, archive_of())[0]
     train.write_bytes(TRAIN + b"z\t3\n")
-    with pytest.raises(
-        DataError, match=r"train\.tsv: expected the published file with SHA-256 .*; delete it"
-    ):
+    with pytest.raises(DataError, match=r"train\.tsv: expected the published file with SHA-256 .*; delete it"):
         fetch("druglib", tmp_path, server, archive_of())
 
 
@@ -132,9 +130,7 @@ def test_names_are_told_from_paths(source: str, named: bool) -> None:
     assert is_named(source) is named
 
 
-def test_the_bundled_sample_is_found_or_missed_in_words(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_bundled_sample_is_found_or_missed_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rxtone.data.sources.resources.files", lambda package: tmp_path)
     with pytest.raises(DataError, match=r"sample:train: the bundled sample is missing .*; reinstall rxtone"):
         read_table("sample:train")

@@ -140,9 +140,7 @@ def test_too_few_blocks_are_refused(labels: str, groups: str | None, message: st
         make_split(reviews_of(labels, groups), validation_fraction=0.3, test_fraction=0, seed=0)
 
 
-@pytest.mark.parametrize(
-    ("validation", "test"), [(0, 0.1), (1, 0), (0.5, 0.5), (0.2, -0.1), (float("nan"), 0)]
-)
+@pytest.mark.parametrize(("validation", "test"), [(0, 0.1), (1, 0), (0.5, 0.5), (0.2, -0.1), (float("nan"), 0)])
 def test_fractions_that_leave_nothing_are_refused(validation: float, test: float) -> None:
     with pytest.raises(RecipeError, match=re.escape("expected 0 < validation, 0 <= test and a sum below 1")):
         make_split(reviews_of("abab"), validation_fraction=validation, test_fraction=test, seed=0)

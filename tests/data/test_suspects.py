@@ -10,9 +10,7 @@ LABELS = ("good", "so-so", "bad")
 def test_a_label_that_the_model_contradicts_is_suspect() -> None:
     # Mean probability of "good" among the rows labelled so: (0.9 + 0.8 + 0.1) / 3 = 0.6; of "bad": 0.85.
     codes = np.array([0, 0, 0, 2, 2])
-    probabilities = np.array(
-        [[0.9, 0.1, 0.0], [0.8, 0.1, 0.1], [0.1, 0.0, 0.9], [0.1, 0.0, 0.9], [0.1, 0.1, 0.8]]
-    )
+    probabilities = np.array([[0.9, 0.1, 0.0], [0.8, 0.1, 0.1], [0.1, 0.0, 0.9], [0.1, 0.0, 0.9], [0.1, 0.1, 0.8]])
     assert suspect_labels(codes, probabilities, LABELS, [11, 12, 13, 14, 15]) == [
         Suspect(
             row=13,

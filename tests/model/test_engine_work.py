@@ -91,11 +91,7 @@ def test_work_of_linear_maps_grows_with_tokens_not_with_the_longest_review(work:
     def operations(lengths: list[int]) -> int:
         rows = [[2] * n for n in lengths]
         with torch.no_grad():
-            return work.count(
-                lambda: engine.label_scores(*flatten(rows), [(7,), (8,)], with_eos=False)
-            ).operations
+            return work.count(lambda: engine.label_scores(*flatten(rows), [(7,), (8,)], with_eos=False)).operations
 
     even, skewed = operations([32] * 16), operations([200] + [21] * 14 + [18])
-    assert (
-        skewed < 1.25 * even
-    )  # 512 tokens each; padded to the longest, the second would cost 6 times the first
+    assert skewed < 1.25 * even  # 512 tokens each; padded to the longest, the second would cost 6 times the first

@@ -5,6 +5,7 @@ import torch
 from serving_tools import altered_run
 
 import rxtone
+from rxtone.model.engine import Engine
 from rxtone.serving.limits import RequestError
 from rxtone.serving.models import ModelPool, run_names, share_weights
 
@@ -35,6 +36,10 @@ def test_runs_answer_as_when_loaded_alone_and_share_what_is_equal(tiny_run: Path
     total = sum(value.numel() * 4 for value in second.parameters())
     changed = sum(own[name].numel() * 4 for name in differing)
     assert (pool.get("tiny").shared_bytes, pool.get("other").shared_bytes) == (0, total - changed)
+    # and what computes uses the shared tensors, not a copy of its own
+    engines = [pool.get(name).classifier.scorer for name in pool.names()]
+    assert all(isinstance(engine, Engine) for engine in engines)
+    assert engines[0].weights.embedding.data_ptr() == engines[1].weights.embedding.data_ptr()
     assert pool.get() is pool.get("tiny")
     with pytest.raises(RequestError, match="run: expected one of tiny, other; see /info"):
         pool.get("third")

@@ -83,11 +83,11 @@ def test_refusals_are_shown_in_words(page: Page) -> None:
 
 
 def test_not_sure_is_shown_as_such(tiny_run: Path, tmp_path: Path) -> None:
-    service = Service(ModelPool([str(tiny_run)], rxtone.load, min_confidence=1.01), Limits())
+    service = Service(ModelPool([str(tiny_run)], rxtone.load, min_confidence=1.0), Limits())
     html = asyncio.run(Page(service, None, tmp_path).answer(None, FIELDS))
     service.close()
     assert "<h2>Not sure</h2>" in html
-    assert "the most probable label is" in html
+    assert "the nearest label is" in html
 
 
 def test_comparing_shows_every_run(page: Page, tiny_run: Path, second_run: Path) -> None:

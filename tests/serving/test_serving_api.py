@@ -1,13 +1,17 @@
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from serving_tools import error_of
 from starlette.testclient import TestClient
+from transformers import T5Config
 
 import rxtone
-from rxtone.serving.api import create_app
+from rxtone.classifier import Prediction
+from rxtone.serving.api import create_app, scored_labels
 from rxtone.serving.limits import Limits
 from rxtone.serving.models import ModelPool
 from rxtone.serving.service import Service
@@ -34,6 +38,7 @@ def test_one_review_is_answered_by_labels_and_scores(app_client: TestClient, cla
     answer = app_client.post("/predict", json={"text": TEXT})
     assert answer.status_code == 200
     expected = classifier.predict([TEXT])[0]
+    assert answer.json()[0]["label"] == expected.label
     assert [item["label"] for item in answer.json()] == sorted(
         expected.probabilities, key=lambda label: -expected.probabilities[label]
     )
@@ -164,8 +169,16 @@ def test_openapi_has_examples_that_work(app_client: TestClient) -> None:
 
 
 def test_a_fault_in_the_model_is_a_plain_500_without_the_text(tiny_run: Path, caplog: pytest.LogCaptureFixture) -> None:
-    service = Service(ModelPool([str(tiny_run)], rxtone.load), LIMITS)
-    service.pool.get().classifier.model.config.decoder_start_token_id = CANARY  # breaks every forward pass
+    class Broken(torch.nn.Linear):
+        config = T5Config(decoder_start_token_id=0)
+
+        def forward(self, *_: object, **__: object) -> torch.Tensor:
+            raise ValueError(CANARY)
+
+    def load(run: str) -> rxtone.Classifier:
+        return replace(rxtone.load(run), scorer=Broken(1, 1))
+
+    service = Service(ModelPool([str(tiny_run)], load), LIMITS)
     with TestClient(create_app(service), base_url=HERE) as client:
         answer = client.post("/predict", json=CANARY)
         assert error_of(answer) == (500, "internal")
@@ -181,3 +194,9 @@ def test_a_closing_server_is_not_ready(tiny_run: Path) -> None:
     assert client.get("/ready").status_code == 503
     assert client.get("/health").status_code == 200
     assert error_of(client.post("/predict", json="a")) == (503, "closing")
+
+
+def test_the_answer_comes_first_even_where_another_label_is_more_probable() -> None:
+    tuned = Prediction("negative", {"positive": 0.5, "neutral": 0.2, "negative": 0.3}, False)
+    assert [item["label"] for item in scored_labels(tuned)] == ["negative", "positive", "neutral"]
+    assert [item["label"] for item in scored_labels(tuned, 1)] == ["negative"]

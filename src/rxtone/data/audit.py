@@ -87,8 +87,7 @@ def audit(
         for name, part in parts.items()
     }
     across = [
-        _audit_across(first, second, parts, near, group_columns, seed)
-        for first, second in combinations(parts, 2)
+        _audit_across(first, second, parts, near, group_columns, seed) for first, second in combinations(parts, 2)
     ]
     return Audit(rule.labels, found, across, findings_of(found, across))
 
@@ -151,12 +150,8 @@ def _audit_across(
         first=first,
         second=second,
         exact_repeats=[pair for pair in pairs if pair.first_part != pair.second_part],
-        near_duplicates=[
-            p for p in near if p.first_part != p.second_part and {p.first_part, p.second_part} == names
-        ],
-        shared_groups={
-            column: _shared_share(parts[first], parts[second], column) for column in group_columns
-        },
+        near_duplicates=[p for p in near if p.first_part != p.second_part and {p.first_part, p.second_part} == names],
+        shared_groups={column: _shared_share(parts[first], parts[second], column) for column in group_columns},
         drift=vocabulary_drift((first, _texts(parts[first])), (second, _texts(parts[second])), seed),
     )
 

@@ -72,8 +72,7 @@ def _repeats(name: str, part: PartAudit) -> Iterator[Finding]:
         yield Finding(
             "note",
             "exact_repeats",
-            f"{name}: rows that repeat an earlier text: {len(part.exact_repeats):,}; splits keep "
-            "them together.",
+            f"{name}: rows that repeat an earlier text: {len(part.exact_repeats):,}; splits keep them together.",
         )
     if part.near_duplicates:
         differing = sum(not pair.same_label for pair in part.near_duplicates)
@@ -87,8 +86,7 @@ def _repeats(name: str, part: PartAudit) -> Iterator[Finding]:
         yield Finding(
             "warning",
             "conflicts",
-            f"{name}: texts that occur with different labels: {len(part.conflicts):,}; no model can "
-            "get all right.",
+            f"{name}: texts that occur with different labels: {len(part.conflicts):,}; no model can get all right.",
         )
 
 
@@ -160,16 +158,14 @@ def _cross(cross: CrossAudit) -> Iterator[Finding]:
         yield Finding(
             "warning",
             "near_duplicates",
-            f"{pair}: pairs of texts across the parts that say nearly the same: "
-            f"{len(cross.near_duplicates):,}.",
+            f"{pair}: pairs of texts across the parts that say nearly the same: {len(cross.near_duplicates):,}.",
         )
     for column, share in cross.shared_groups.items():
         if share:
             yield Finding(
                 "note",
                 "shared_groups",
-                f'{pair}: {share:.1%} of the rows of {cross.second} have a "{column}" that '
-                f"{cross.first} has too.",
+                f'{pair}: {share:.1%} of the rows of {cross.second} have a "{column}" that {cross.first} has too.',
             )
     drift = cross.drift
     if drift.p_value < _CHANCE:

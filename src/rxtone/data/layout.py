@@ -90,9 +90,7 @@ def split_template(key: str, template: str, slot: str, labels: str) -> tuple[str
         if name is None:
             continue
         if name not in (slot, "labels") or spec or conversion or (name == slot and before is not None):
-            raise RecipeError(
-                f"{expected}; found {{{name}}} in the wrong place or form. Correct the template."
-            )
+            raise RecipeError(f"{expected}; found {{{name}}} in the wrong place or form. Correct the template.")
         if name == "labels":
             current += labels
         else:

@@ -53,9 +53,7 @@ def column_leak(values: Sequence[str], reviews: Sequence[Review], column: str) -
     # A value that no other row has says nothing; the most frequent label is said then.
     alone = counts[places].sum(axis=1) == 1
     correct = np.where(alone, codes == totals.argmax(), own > others.max(axis=1))
-    return ColumnLeak(
-        column, len(order), round(float(correct.mean()), 6), round(float(totals.max() / codes.size), 6)
-    )
+    return ColumnLeak(column, len(order), round(float(correct.mean()), 6), round(float(totals.max() / codes.size), 6))
 
 
 def rating_mentions(reviews: Sequence[Review]) -> int:

@@ -158,9 +158,7 @@ class PromptBuilder:
         before, after = self._frame
         heads = [f"{before if i == 0 else ' '}{name}: " for i, (name, _) in enumerate(filled)]
         names = tuple(name for name, _ in filled)
-        return Layout(
-            names, tuple(heads), tuple(text for _, text in filled), after if filled else before + after
-        )
+        return Layout(names, tuple(heads), tuple(text for _, text in filled), after if filled else before + after)
 
     def _clean(self, text: str) -> str:
         return self._special.neutralise(" ".join(text.split()))

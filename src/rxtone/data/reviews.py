@@ -149,9 +149,7 @@ def _labels(table: Table, column: str, rule: LabelRule | None, faults: Faults) -
             continue
         place = f"data row {row} has {quote(value)}"
         if rule is None or not value.strip():
-            faults.add(
-                f"{where}: expected a label value, found a blank", "fill in or remove these rows", place
-            )
+            faults.add(f"{where}: expected a label value, found a blank", "fill in or remove these rows", place)
         elif rule.wants_number(value):
             faults.add(f"{where}: expected a number", "correct or remove these rows", place)
         else:

@@ -108,9 +108,7 @@ def rule_variant(
         predicted = [labels[code] for code in probabilities[covered].argmax(axis=1)]
         truth = [str(found[index]) for index in covered]
         accuracy = round(float(np.mean([p == t for p, t in zip(predicted, truth, strict=True)])), 6)
-        macro_f1 = round(
-            float(f1_score(truth, predicted, labels=list(labels), average="macro", zero_division=0)), 6
-        )
+        macro_f1 = round(float(f1_score(truth, predicted, labels=list(labels), average="macro", zero_division=0)), 6)
     return RuleVariant(
         name=name,
         rule=rule.to_dict(),

@@ -41,9 +41,7 @@ class LabelRule:
         """
         text = value.strip()
         if self.intervals is None:
-            return next(
-                (label for label, own in zip(self.labels, self.conditions, strict=True) if text in own), None
-            )
+            return next((label for label, own in zip(self.labels, self.conditions, strict=True) if text in own), None)
         number = parse_number(text)
         if number is None:
             return None
@@ -79,9 +77,7 @@ class LabelRule:
         if label is not None:
             return label
         if self.wants_number(value):
-            raise DataError(
-                f"expected a number in the label column, found {quote(value)}; correct the value."
-            )
+            raise DataError(f"expected a number in the label column, found {quote(value)}; correct the value.")
         raise DataError(
             f"expected a label value that a rule covers ({self.describe()}), found {quote(value)}; "
             "extend data.label.rule in the recipe, or correct the value."
@@ -112,9 +108,7 @@ def parse_rule(rule: Mapping[str, object]) -> LabelRule:
     problems: list[str] = []
     labels = tuple(str(label).strip() for label in rule)
     _check_labels(labels, problems)
-    parsed = tuple(
-        _conditions(label, given, problems) for label, given in zip(labels, rule.values(), strict=True)
-    )
+    parsed = tuple(_conditions(label, given, problems) for label, given in zip(labels, rule.values(), strict=True))
     flat = [condition for own in parsed for condition in own]
     bounded = any(map(is_bounded, flat))
     intervals = None
@@ -151,9 +145,7 @@ def _conditions(label: str, given: object, problems: list[str]) -> tuple[str, ..
         if isinstance(item, bool):
             problems.append(f'"{label}": YAML reads yes, no, on, off, true and false as {item}; put it in quotes')
         elif isinstance(item, float) and not math.isfinite(item):
-            problems.append(
-                f'"{label}": {item} is no number to compare with; put it in quotes if it is a word'
-            )
+            problems.append(f'"{label}": {item} is no number to compare with; put it in quotes if it is a word')
         elif not isinstance(item, (str, int, float)):
             problems.append(f'"{label}": {item!r} is none of these')
         elif not str(item).strip():
@@ -197,9 +189,7 @@ def _check_overlaps(
         ]
 
 
-def _check_repeated_values(
-    labels: tuple[str, ...], parsed: tuple[tuple[str, ...], ...], problems: list[str]
-) -> None:
+def _check_repeated_values(labels: tuple[str, ...], parsed: tuple[tuple[str, ...], ...], problems: list[str]) -> None:
     owner: dict[str, str] = {}
     problems += [
         f'the value "{value}" belongs to "{owner[value]}" and "{label}"'

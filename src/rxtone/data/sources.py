@@ -61,12 +61,8 @@ class Archive:
 # Learning"; UCI Machine Learning Repository, data set 461.
 DRUGLIB = Archive(
     url="https://archive.ics.uci.edu/static/public/461/drug+review+dataset+druglib+com.zip",
-    train=ArchivedFile(
-        "drugLibTrain_raw.tsv", "b55635b01264a55f10f2b3c6071b25513461e2c071851c3b72b51e359ab29d5c"
-    ),
-    test=ArchivedFile(
-        "drugLibTest_raw.tsv", "b6524b6ab1636ac4fcf2529f0de795e04fc5a555b29a735e5dabad18ba75ee01"
-    ),
+    train=ArchivedFile("drugLibTrain_raw.tsv", "b55635b01264a55f10f2b3c6071b25513461e2c071851c3b72b51e359ab29d5c"),
+    test=ArchivedFile("drugLibTest_raw.tsv", "b6524b6ab1636ac4fcf2529f0de795e04fc5a555b29a735e5dabad18ba75ee01"),
     limit=32 << 20,
 )
 

@@ -55,17 +55,12 @@ def suspect_labels(
     """
     expected = (codes.size, len(labels))
     if probabilities.shape != expected:
-        raise DataError(
-            f"expected out-of-fold probabilities of shape {expected}, found {probabilities.shape}."
-        )
+        raise DataError(f"expected out-of-fold probabilities of shape {expected}, found {probabilities.shape}.")
     if not (np.isfinite(probabilities).all() and np.allclose(probabilities.sum(axis=1), 1, atol=1e-3)):
         raise DataError("expected out-of-fold probabilities that are finite and sum to 1 in every row.")
     present = np.array([(codes == code).any() for code in range(len(labels))])
     thresholds = np.array(
-        [
-            probabilities[codes == code, code].mean() if present[code] else np.inf
-            for code in range(len(labels))
-        ]
+        [probabilities[codes == code, code].mean() if present[code] else np.inf for code in range(len(labels))]
     )
     reached = np.where(probabilities >= thresholds, probabilities, -1.0)
     preferred = reached.argmax(axis=1)

@@ -76,9 +76,7 @@ def _read_bytes(path: Path, name: str) -> bytes:
             raise DataError(f"{name}: expected {expected}, found a folder; name a file in it.")
         if suffix not in _SUFFIXES:
             found = f'the suffix "{suffix}"' if suffix else "no suffix"
-            raise DataError(
-                f"{name}: expected {expected}, found {found}; name the file by its format or convert it."
-            )
+            raise DataError(f"{name}: expected {expected}, found {found}; name the file by its format or convert it.")
         return path.read_bytes()
     except FileNotFoundError:
         raise DataError(f"{name}: there is no such file; check the path.") from None

@@ -67,7 +67,9 @@ def create_app(service: Service, *, token: str | None = None) -> FastAPI:
 
 
 def scored_labels(prediction: Prediction, top_k: int | None = None) -> list[dict[str, Any]]:
-    """A prediction in the shape of the field's pipelines, the most probable label first.
+    """A prediction in the shape of the field's pipelines: the answer first, then the others by probability.
+
+    The answer is the most probable label, unless the run was tuned to another operating point.
 
     Args:
         prediction: One prediction.
@@ -76,7 +78,7 @@ def scored_labels(prediction: Prediction, top_k: int | None = None) -> list[dict
     Returns:
         `label` and `score` per label; `truncated` and `abstained` tell about the review.
     """
-    ranked = sorted(prediction.probabilities.items(), key=lambda item: -item[1])
+    ranked = sorted(prediction.probabilities.items(), key=lambda item: (item[0] != prediction.label, -item[1]))
     flags = {"truncated": prediction.truncated, "abstained": prediction.abstained}
     return [{"label": label, "score": score, **flags} for label, score in ranked[:top_k]]
 
@@ -135,14 +137,14 @@ def _add_facts(app: FastAPI, service: Service) -> None:
 
 
 def _facts(served: Served) -> dict[str, Any]:
-    spec = served.classifier.spec
+    spec, policy = served.classifier.spec, served.classifier.policy
     return {
         "name": served.name,
         "labels": list(spec.labels),
         "fields": list(spec.text_fields),
         "max_tokens": spec.prompt.max_tokens,
         "truncation": spec.prompt.truncation,
-        "min_confidence": served.min_confidence,
+        "min_confidence": served.min_confidence if served.min_confidence is not None else policy.min_confidence,
         "base": str(spec.base.get("name")).rpartition("/")[2],
         "precision": spec.precision,
         "loaded": served.loaded,

@@ -59,7 +59,7 @@ PREDICT_BODY: dict[str, Any] = {
 }
 PREDICT_ANSWERS: dict[int | str, dict[str, Any]] = {
     200: {
-        "description": "Labels with scores, the most probable first; for a list, one such list per review.",
+        "description": "Labels with scores, the answer first; for a list, one such list per review.",
         "content": {
             "application/json": {
                 "schema": {"anyOf": [_SCORES, {"type": "array", "items": _SCORES}]},

@@ -13,6 +13,7 @@ import torch
 
 from rxtone.classifier import adapter_folder
 from rxtone.errors import RxtoneError
+from rxtone.model.scoring import plan_scorer
 from rxtone.serving.limits import RequestError
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class Served:
         fingerprint: Name, size, time and inode of its files.
         loaded: Unix time of loading.
         shared_bytes: Weights it shares with runs loaded before it.
-        min_confidence: Below this probability the answer is "not sure"; None never holds back.
+        min_confidence: Below this probability the answer is "not sure"; None takes the run's own bound.
     """
 
     name: str
@@ -54,15 +55,8 @@ class Served:
     min_confidence: float | None
 
     def predict(self, reviews: Sequence[Review]) -> list[Prediction]:
-        """Predictions in order, `abstained` set where the server is to hold back."""
-        predictions = self.classifier.predict(reviews, batch_size=max(1, len(reviews)))
-        if self.min_confidence is None:
-            return predictions
-        least = self.min_confidence
-        return [
-            replace(prediction, abstained=prediction.abstained or prediction.probabilities[prediction.label] < least)
-            for prediction in predictions
-        ]
+        """Predictions in order, `abstained` set where the run or the server is to hold back."""
+        return self.classifier.predict(reviews, batch_size=max(1, len(reviews)), min_confidence=self.min_confidence)
 
 
 class ModelPool:
@@ -166,6 +160,9 @@ class ModelPool:
         classifier = self._load(source)
         others = [served.classifier.model for served in self._served.values()]
         shared = share_weights(classifier.model, others)
+        if shared and classifier.scorer is not classifier.model:
+            # The engine reads the tensors that it found when it was planned; let it find the shared ones.
+            classifier = replace(classifier, scorer=plan_scorer(classifier.model, "fast")[0])
         return Served(name, source, folder, classifier, before, time.time(), shared, self._min_confidence)
 
 

@@ -91,11 +91,11 @@ def card(prediction: Prediction, prompt: Prompt, read: str, *, title: str | None
     unsure = " rx-unsure" if prediction.abstained else ""
     heading, line = escape(prediction.label), f"with a probability of {percent(score)}"
     if prediction.abstained:
-        heading, line = "Not sure", f"the most probable label is {escape(prediction.label)}, at only {percent(score)}"
+        heading, line = "Not sure", f"the nearest label is {escape(prediction.label)}, at only {percent(score)}"
     above = f"<h3>{escape(title)}</h3>" if title is not None else ""
     return (
         f'<section class="rx-card{unsure}" role="status" aria-label="Answer">{above}<h2>{heading}</h2><p>{line}</p>'
-        f"{_bars(prediction.probabilities)}{_cut(prompt)}"
+        f"{_bars(prediction.probabilities, prediction.label)}{_cut(prompt)}"
         f"<details><summary>What the model read ({len(prompt.ids)} tokens)</summary>"
         f'<pre tabindex="0">{escape(read)}</pre></details></section>'
     )
@@ -135,7 +135,7 @@ def summary(predictions: Sequence[Prediction], labels: Sequence[str]) -> str:
     note = f'<p class="rx-note">Of these, {escape("; ".join(notes))}.</p>' if notes else ""
     return (
         f'<section class="rx-card" role="status" aria-label="Summary"><h2>{n} reviews read</h2>'
-        f"<p>share of each label</p>{_bars(shares)}{note}</section>"
+        f"<p>share of each label</p>{_bars(shares, max(shares, key=shares.__getitem__))}{note}</section>"
     )
 
 
@@ -148,10 +148,9 @@ def percent(share: float) -> str:
     return f"{share:.1%}".replace("%", " %")
 
 
-def _bars(shares: Mapping[str, float]) -> str:
-    most = max(shares, key=lambda label: shares[label])
+def _bars(shares: Mapping[str, float], chosen: str) -> str:
     rows = [
-        f"<li{' class=rx-top' if label == most else ''}><span>{escape(label)}</span>"
+        f"<li{' class=rx-top' if label == chosen else ''}><span>{escape(label)}</span>"
         f'<div class="rx-track" aria-hidden="true"><div class="rx-fill" style="width:{share:.1%}"></div></div>'
         f"<span>{escape(percent(share))}</span></li>"
         for label, share in shares.items()

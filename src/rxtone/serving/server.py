@@ -69,7 +69,7 @@ def run_server(
         base: Where the base is now, if it moved.
         recipe: Prompt, labels and base for plain PEFT folders.
         precision: Precision of the weights.
-        min_confidence: Probability below which the answer is "not sure".
+        min_confidence: Probability below which the answer is "not sure"; None takes each run's own bound.
         corrections: SQLite file for the page's corrections; None keeps none.
         limits: Bounds; None takes the defaults.
 

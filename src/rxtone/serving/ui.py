@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import gradio as gr
 
@@ -99,7 +99,7 @@ def build_page(page: Page) -> gr.Blocks:
         with gr.Tab("About"):
             gr.Markdown(page.cards(), sanitize_html=True)
     blocks.queue(default_concurrency_limit=16, max_size=WAITING, api_open=False)
-    return blocks
+    return cast("gr.Blocks", blocks)
 
 
 def _fields_tab(page: Page, run: gr.Dropdown, fields: Sequence[str]) -> None:
@@ -167,7 +167,7 @@ def _correction(
 
     keep.click(correct, [run, right, consent, *boxes], outcome, api_visibility="private", show_progress="minimal")
 
-    def choices(run_name: str) -> Any:  # noqa: ANN401  # Gradio's own update
+    def choices(run_name: str) -> Any:  # Gradio's own update
         return gr.update(choices=list(pool.get(run_name).classifier.labels), value=None)
 
     run.change(choices, run, right, api_visibility="private", show_progress="hidden")

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from peft import PeftModel
+    from transformers import T5ForConditionalGeneration
 
     from rxtone.config import TrainConfig
     from rxtone.model.batches import ReviewDataset
@@ -150,7 +151,9 @@ def fit(
     total = total_steps(data.train.lengths, train)
     if train.gradient_checkpointing:
         # Not the re-entrant kind: with a frozen base no input requires a gradient, and it would give none.
-        model.get_base_model().activation_checkpointing_enable({"use_reentrant": False})
+        cast("T5ForConditionalGeneration", model.get_base_model()).activation_checkpointing_enable(
+            {"use_reentrant": False}
+        )
     model.train()
     while progress.step < total and not _patience_over(progress, train):
         groups = step_groups(data.train.lengths, train, progress.epoch)

@@ -176,9 +176,7 @@ class Engine:
             return (hidden @ rows.t()).to(self._wide)
         return self._sequence_scores(ids, lengths, sequences)
 
-    def _sequence_scores(
-        self, ids: Tensor, lengths: Sequence[int], sequences: list[tuple[int, ...]]
-    ) -> Tensor:
+    def _sequence_scores(self, ids: Tensor, lengths: Sequence[int], sequences: list[tuple[int, ...]]) -> Tensor:
         """Labels of several tokens: one decoder row per review and label, each with its own normalisers."""
         device, count, longest = ids.device, len(sequences), max(len(s) for s in sequences)
         targets = torch.tensor([[*s, *[IGNORED] * (longest - len(s))] for s in sequences], device=device)

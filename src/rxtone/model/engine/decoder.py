@@ -266,9 +266,7 @@ def decode(weights: Weights, rows: Tensor, tokens: Tensor, run: Pass) -> Tensor:
     return hidden.view(reviews, alternatives, positions, -1)
 
 
-def _self_attention(
-    hidden: Tensor, layer: Attention, bias: Tensor | None, positions: int, run: Pass
-) -> Tensor:
+def _self_attention(hidden: Tensor, layer: Attention, bias: Tensor | None, positions: int, run: Pass) -> Tensor:
     x = norm(hidden, layer.norm.detach(), run.epsilon)
     v = adapted(x, layer.v, run)
     # At one position adapters on q and k have a gradient of zero, which an optimiser tells from none.

@@ -90,11 +90,7 @@ def _split(rows: Tensor, block: Block, heads: int, *, zero: bool = False) -> Ten
     """Flat rows of a block as (reviews * heads, length, width of a head), contiguous."""
     padded = block.pad(rows, zero=zero)
     reviews, length, width = padded.shape
-    return (
-        padded.view(reviews, length, heads, width // heads)
-        .transpose(1, 2)
-        .reshape(-1, length, width // heads)
-    )
+    return padded.view(reviews, length, heads, width // heads).transpose(1, 2).reshape(-1, length, width // heads)
 
 
 def _join(out: Tensor, block: Block, values: Tensor, scale: float) -> None:
@@ -108,9 +104,7 @@ def _join(out: Tensor, block: Block, values: Tensor, scale: float) -> None:
         block.unpad_to(out, merged.reshape(block.reviews, block.length, -1), scale)
 
 
-def _attend(
-    q: Tensor, k: Tensor, v: Tensor, run: Pass, keep: list[tuple[Tensor, Mask | None]] | None
-) -> Tensor:
+def _attend(q: Tensor, k: Tensor, v: Tensor, run: Pass, keep: list[tuple[Tensor, Mask | None]] | None) -> Tensor:
     """softmax(q k^T + bias) v per block; T5 does not scale q."""
     context = torch.empty_like(q)
     for block, bias in zip(run.blocks, run.biases, strict=True):
@@ -186,9 +180,7 @@ class AttentionSublayer(torch.autograd.Function):
         upper = torch.mul(grad, scale_of(tape.out))
         if run.masks is not None:
             run.masks.apply(upper, tape.out, in_place=True)
-        context = (
-            tape.q if tape.context is None else tape.context
-        )  # the input of o matters to its adapter alone
+        context = tape.q if tape.context is None else tape.context  # the input of o matters to its adapter alone
         middle, o_grads = linear_backward(upper, context, layer.o, o_tape, run.masks)
         assert middle is not None
         dq, dk, dv = _attend_backward(middle, tape, run)
@@ -217,9 +209,7 @@ def _hidden(gate: Tensor | None, up: Tensor, activation: str) -> Tensor:
     return activate(up, activation) if gate is None else activate(gate, activation).mul_(up)
 
 
-def _feed_forward(
-    h: Tensor, layer: FeedForward, run: Pass, *, keep: bool
-) -> tuple[Tensor, _FeedForwardTape | None]:
+def _feed_forward(h: Tensor, layer: FeedForward, run: Pass, *, keep: bool) -> tuple[Tensor, _FeedForwardTape | None]:
     x = norm(h, layer.norm, run.epsilon)
     layers = (layer.up,) if layer.gate is None else (layer.gate, layer.up)
     inputs, tapes = linears(x, layers, run.masks)

@@ -84,8 +84,7 @@ def quantise(weights: Weights) -> Weights:
         the feed-forward maps; everything else is shared.
     """
     encoder = tuple(
-        EncoderLayer(_attention(layer.attention), _feed_forward(layer.feed_forward))
-        for layer in weights.encoder
+        EncoderLayer(_attention(layer.attention), _feed_forward(layer.feed_forward)) for layer in weights.encoder
     )
     decoder = tuple(
         DecoderLayer(

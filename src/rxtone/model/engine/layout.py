@@ -118,9 +118,7 @@ def plan_layout(lengths: Sequence[int], heads: int, device: torch.device) -> Lay
         ValueError: There is no review, or one without tokens.
     """
     if not lengths or min(lengths) < 1:
-        raise ValueError(
-            "expected at least one review, each with at least one token (the end-of-sequence token)"
-        )
+        raise ValueError("expected at least one review, each with at least one token (the end-of-sequence token)")
     order = sorted(range(len(lengths)), key=lambda i: lengths[i])
     inverse = [0] * len(order)
     for position, review in enumerate(order):
@@ -162,14 +160,10 @@ def _block(lengths: Sequence[int], first: int, row: int, device: torch.device) -
     begins = row + torch.cumsum(sizes, 0) - sizes
     gather = torch.where(padding, row, begins[:, None] + positions).flatten()
     scatter = torch.nonzero(~padding.flatten()).flatten()
-    return Block(
-        first, count, row, row + total, longest, gather.to(device), scatter.to(device), padding.to(device)
-    )
+    return Block(first, count, row, row + total, longest, gather.to(device), scatter.to(device), padding.to(device))
 
 
-def relative_bias(
-    table: Tensor, length: int, *, bidirectional: bool, buckets: int, max_distance: int
-) -> Tensor:
+def relative_bias(table: Tensor, length: int, *, bidirectional: bool, buckets: int, max_distance: int) -> Tensor:
     """T5's relative position bias (Raffel et al. 2020, section 2.1; the bucket rule of Mesh TensorFlow).
 
     The bias depends on key minus query alone, so it is computed for the 2 * length - 1 offsets and laid out
@@ -194,9 +188,7 @@ def relative_bias(
     else:
         distance = -offset.clamp(max=0)
     exact = buckets // 2
-    steps = (
-        torch.log(distance.clamp(min=1).float() / exact) / math.log(max_distance / exact) * (buckets - exact)
-    )
+    steps = torch.log(distance.clamp(min=1).float() / exact) / math.log(max_distance / exact) * (buckets - exact)
     far = (exact + steps.long()).clamp(max=buckets - 1)
     bucket = bucket + torch.where(distance < exact, distance, far)
     by_offset = table.detach()[bucket].t().contiguous()

@@ -174,9 +174,7 @@ class Weights:
     @property
     def adapters(self) -> tuple[Tensor, ...]:
         """Every adapter matrix, encoder first."""
-        encoder = (
-            p for one in self.encoder for p in (*one.attention.parameters, *one.feed_forward.parameters)
-        )
+        encoder = (p for one in self.encoder for p in (*one.attention.parameters, *one.feed_forward.parameters))
         decoder = (
             p
             for one in self.decoder
@@ -223,9 +221,7 @@ def _read(base: T5ForConditionalGeneration) -> Weights:
         head=_plain(base.lm_head, nn.Linear, "lm_head"),
         head_scale=config.d_model**-0.5 if config.scale_decoder_outputs else 1.0,
         encoder=tuple(
-            EncoderLayer(
-                _attention(block.layer[0], "SelfAttention", f"encoder.block.{i}"), _feed_forward(block, i)
-            )
+            EncoderLayer(_attention(block.layer[0], "SelfAttention", f"encoder.block.{i}"), _feed_forward(block, i))
             for i, block in enumerate(encoder.block)
         ),
         decoder=tuple(
@@ -351,7 +347,5 @@ def _adapter(module: LoraLinear, weight: Tensor, where: str) -> Adapter | None:
     if rate > _MAX_RATE:
         raise _UnsupportedError(f"{where} has lora_dropout {rate}, above {_MAX_RATE}")
     if down.weight.device != weight.device:
-        raise _UnsupportedError(
-            f"{where} has its adapter on {down.weight.device}, its weight on {weight.device}"
-        )
+        raise _UnsupportedError(f"{where} has its adapter on {down.weight.device}, its weight on {weight.device}")
     return Adapter(down.weight, up.weight, float(module.scaling[name]), rate)

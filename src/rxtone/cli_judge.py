@@ -1,0 +1,94 @@
+"""Commands that judge: evaluate, compare, drift, and the audit of data."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rxtone.cli_options import BaseOption, RecipeOption, RunArgument, SetOption, load_classifier, print_metrics
+from rxtone.errors import RecipeError
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print all figures as JSON.")]
+
+
+def evaluate(
+    run: RunArgument,
+    table: Annotated[str, typer.Argument(help="A labelled table.")],
+    as_json: JsonOption = False,
+    mode: Annotated[str, typer.Option(help="score, or generate: free generation, for comparison.")] = "score",
+    base: BaseOption = None,
+    recipe: RecipeOption = None,
+) -> None:
+    """Judge a trained classifier on a labelled table."""
+    if mode not in {"score", "generate"}:
+        msg = f"--mode {mode}: expected score or generate"
+        raise RecipeError(msg)
+    from rxtone.judging import judge_table
+
+    evaluation = judge_table(load_classifier(run, base, recipe), Path(run), table, mode=mode)
+    if as_json:
+        print(json.dumps(evaluation.metrics, indent=2, allow_nan=False))
+    else:
+        print_metrics(evaluation.metrics)
+
+
+def compare(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Two runs or more.")],
+    table: Annotated[str, typer.Option("--on", help="A labelled table that none of them was trained on.")],
+    as_json: JsonOption = False,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for comparison.json and comparison.html.")] = None,
+) -> None:
+    """Compare runs on the same reviews: differences with intervals, tests, a verdict in words."""
+    if len(set(runs)) != len(runs) or len(runs) < 2:
+        msg = f"compare: expected two different runs or more, got {', '.join(runs)}"
+        raise RecipeError(msg)
+    from rxtone.judging import compare_runs
+
+    comparison = compare_runs({run: load_classifier(run, None, None) for run in runs}, table, out)
+    if as_json:
+        print(json.dumps(comparison, indent=2, allow_nan=False))
+        return
+    for name, metrics in comparison["runs"].items():
+        low, high = metrics["macro_f1_ci"] or (None, None)
+        interval = f" ({low:.3f} to {high:.3f})" if low is not None else ""
+        print(f"{name}: macro-F1 {metrics['macro_f1']:.3f}{interval}, accuracy {metrics['accuracy']:.3f}")
+    for pair in comparison["pairs"]:
+        print(pair["verdict"])
+
+
+def drift(
+    run: RunArgument,
+    table: Annotated[str, typer.Argument(help="New reviews; labels are not read.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Tell whether new reviews differ from those the run was evaluated on."""
+    from rxtone.judging import drift_of
+
+    found = drift_of(load_classifier(run, None, None), Path(run), table)
+    if as_json:
+        print(json.dumps(found, indent=2, allow_nan=False))
+        return
+    for feature in found["features"]:
+        mark = "drifted" if feature["drifted"] else "stable"
+        print(f"{feature['name']:20} PSI {feature['psi']:.3f}  p {feature['p_adjusted']:.3f}  {mark}")
+    print(found["verdict"])
+
+
+def data_audit(
+    recipe: Annotated[str, typer.Argument(help="The recipe whose tables are audited.")],
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Tell what is wrong with a recipe's data: repeats, leaks, conflicts, shares, lengths, words."""
+    from rxtone.config import load_recipe
+    from rxtone.judging import audit_recipe
+
+    audit = audit_recipe(load_recipe(recipe, overrides or []))
+    if as_json:
+        print(json.dumps(audit.to_dict(), indent=2, allow_nan=False))
+        return
+    for finding in audit.findings:
+        print(f"{finding.level:8} {finding.text}")

@@ -1,0 +1,214 @@
+"""Classifiers against labelled reviews: a run's own test, another table, each other, new data, and the data itself."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from rxtone.classifier import zero_shot
+from rxtone.config import cache_dir
+from rxtone.data.audit import AuditPart, audit
+from rxtone.data.reviews import parse_rule, read_reviews
+from rxtone.data.tables import read_table
+from rxtone.errors import DataError
+from rxtone.evaluation.baselines import Baseline, fit_baselines, unavailable_baselines
+from rxtone.evaluation.compare import compare_classifiers
+from rxtone.evaluation.drift import drift
+from rxtone.evaluation.evaluate import Evaluation, evaluate, evaluate_outputs, predictions_frame
+from rxtone.evaluation.report import render_comparison
+from rxtone.preparation import SEEN, TEST, free_text, text_hash
+from rxtone.run import (
+    EvaluationFolder,
+    RunFolder,
+    write_json,
+    write_text,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from rxtone.classifier import Classifier
+    from rxtone.config import Recipe
+    from rxtone.data.audit_result import Audit
+    from rxtone.data.reviews import Review
+    from rxtone.preparation import Prepared
+
+
+def judge(classifier: Classifier, recipe: Recipe, prepared: Prepared) -> Evaluation:
+    """Judge a trained classifier on its held-out reviews, beside the baselines and the bare base.
+
+    Args:
+        classifier: The reloaded classifier.
+        recipe: The recipe it comes from.
+        prepared: The reviews of the run.
+
+    Returns:
+        The evaluation; `free_text` in its metrics judges the same reviews without field names, where
+        the recipe trains that form too.
+    """
+    baselines: list[Baseline] = []
+    if recipe.evaluation.baselines:
+        # Validation rows chose nothing for the baselines, so where there is a test they may learn from them.
+        known = prepared.train + (prepared.validation if prepared.held_out_name == TEST else [])
+        baselines += fit_baselines(known, prepared.held_out, prepared.labels)
+    if recipe.evaluation.zero_shot:
+        bare = zero_shot(recipe).score(prepared.held_out, batch_size=recipe.evaluation.batch_size)
+        baselines.append(Baseline("zero_shot", "the base without adapter (zero-shot)", bare.log_probs.argmax(1)))
+    evaluation = evaluate(
+        classifier,
+        prepared.held_out,
+        split_name=prepared.held_out_name,
+        policy=classifier.policy,
+        baselines=baselines,
+    )
+    if recipe.prompt.text_share > 0:
+        texts = [free_text(review) for review in prepared.held_out]
+        evaluation.metrics["free_text"] = evaluate(
+            classifier, texts, split_name=prepared.held_out_name, policy=classifier.policy
+        ).metrics
+    return evaluation
+
+
+def judge_table(classifier: Classifier, folder: Path, source: str, *, mode: str = "score") -> Evaluation:
+    """Judge a classifier on another labelled table.
+
+    Args:
+        classifier: The loaded classifier.
+        folder: Its run or adapter folder, where data.json is looked for.
+        source: The table.
+        mode: `score`, or `generate` for comparison: outputs that are no label count as errors.
+
+    Returns:
+        The evaluation. Rows that repeat a training text are counted in `training_rows`, and the split
+        is then not called a test.
+    """
+    spec = classifier.spec
+    table = read_table(source, cache_dir())
+    reviews = read_reviews(table, spec.text_fields, spec.label_column, parse_rule(spec.label_rule), every_label=False)
+    record = _data_record(folder)
+    seen = set(record["training_text_hashes"]) if record else set()
+    repeats = sum(text_hash(review) in seen for review in reviews)
+    name = SEEN if repeats else TEST
+    if mode == "generate":
+        evaluation = evaluate_outputs(spec.labels, reviews, classifier.generate(reviews), split_name=name)
+    else:
+        evaluation = evaluate(
+            classifier,
+            reviews,
+            split_name=name,
+            policy=classifier.policy,
+            baselines=_refitted(classifier, record, reviews),
+        )
+    evaluation.metrics["training_rows"] = repeats if record else None
+    evaluation.metrics["table"] = {"source": table.path, "sha256": table.sha256, "rows": len(reviews)}
+    return evaluation
+
+
+def compare_runs(classifiers: Mapping[str, Classifier], source: str, out: Path | None) -> dict[str, Any]:
+    """Compare classifiers on one labelled table.
+
+    Args:
+        classifiers: Name of the run -> classifier.
+        source: The table; the first run's spec says how it is read.
+        out: Folder for comparison.json and comparison.html, made where missing; None writes nothing.
+
+    Returns:
+        What `rxtone.evaluation.compare.compare` gives.
+    """
+    first, *_ = classifiers
+    spec = classifiers[first].spec
+    table = read_table(source, cache_dir())
+    reviews = read_reviews(table, spec.text_fields, spec.label_column, parse_rule(spec.label_rule), every_label=False)
+    record = _data_record(Path(first))
+    policies = {name: classifier.policy for name, classifier in classifiers.items()}
+    comparison = compare_classifiers(
+        classifiers, reviews, policies=policies, baselines=_refitted(classifiers[first], record, reviews)
+    )
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        page = render_comparison({
+            "title": " against ".join(Path(name).name for name in classifiers),
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "table": table.path,
+            "comparison": comparison,
+            "commands": [f"rxtone compare {' '.join(classifiers)} --on {source} --out {out}"],
+        })  # fmt: skip
+        write_text(out / "comparison.html", page)
+        write_json(out / "comparison.json", comparison)
+    return comparison
+
+
+def drift_of(classifier: Classifier, folder: Path, source: str) -> dict[str, Any]:
+    """Compare the predictions for new reviews with those of the run's evaluation.
+
+    Args:
+        classifier: The run's classifier.
+        folder: Its run folder.
+        source: A table with the run's text columns.
+
+    Returns:
+        What `rxtone.evaluation.drift.drift` gives.
+
+    Raises:
+        DataError: If the run was not evaluated, or there are too few reviews.
+    """
+    reference = EvaluationFolder(RunFolder(folder).evaluation).predictions
+    if not reference.is_file():
+        msg = f"{folder}: expected a run folder with {reference.name} in its evaluation; evaluate the run first"
+        raise DataError(msg)
+    reviews = read_reviews(read_table(source, cache_dir()), classifier.spec.text_fields, None, None)
+    scores = classifier.score(reviews)
+    decisions = classifier.policy.decide(scores.log_probs)
+    current = predictions_frame(reviews, classifier.labels, decisions, scores)
+    return drift(pl.read_parquet(reference), current, classifier.labels)
+
+
+def audit_recipe(recipe: Recipe) -> Audit:
+    """Audit the tables of a recipe, without any model.
+
+    Args:
+        recipe: Names the tables, the fields and the label rule.
+
+    Returns:
+        What was found in each table and between them.
+    """
+    data = recipe.data
+    rule = parse_rule(data.label.rule)
+    parts = {}
+    for name, source in (("train", data.train), ("test", data.test)):
+        if source is not None:
+            table = read_table(source, cache_dir())
+            reviews = read_reviews(table, data.text_fields, data.label.column, rule, data.group_by, every_label=False)
+            parts[name] = AuditPart(table, reviews)
+    groups = [data.group_by] if data.group_by else []
+    return audit(parts, text_fields=data.text_fields, label_column=data.label.column, rule=rule, group_columns=groups)
+
+
+def _data_record(folder: Path) -> dict[str, Any] | None:
+    for place in (folder, folder.parent):
+        path = RunFolder(place).data
+        if path.is_file():
+            loaded: dict[str, Any] = json.loads(path.read_text("utf-8"))
+            return loaded
+    return None
+
+
+def _refitted(classifier: Classifier, record: dict[str, Any] | None, reviews: Sequence[Review]) -> Sequence[Baseline]:
+    """The baselines, fitted again where the training table is at hand with the same hash."""
+    if record is None:
+        return unavailable_baselines("the run's data.json is not beside the adapter")
+    source = record["tables"]["train"]
+    spec = classifier.spec
+    try:
+        table = read_table(source["source"], cache_dir())
+        if table.sha256 != source["sha256"]:
+            return unavailable_baselines("the training table has changed since")
+        known = read_reviews(table, spec.text_fields, spec.label_column, parse_rule(spec.label_rule))
+    except DataError:
+        return unavailable_baselines("the training table is not at hand")
+    rows = set(record["splits"]["train"]["row_numbers"]) | set(record["splits"]["validation"]["row_numbers"])
+    return fit_baselines([review for review in known if review.row in rows], reviews, spec.labels)
