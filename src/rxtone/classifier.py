@@ -287,7 +287,7 @@ def load(
         if base is not None or recipe is not None or precision is not None:
             msg = f"{path}: an exported folder is complete; leave out --base, --recipe and the precision"
             raise RecipeError(msg)
-        return load_exported(Path(path), device=device)
+        return load_exported(Path(path), device=device, engine=engine)
     folder = adapter_folder(path)
     check_adapter(folder)
     spec = read_spec(folder, recipe)
@@ -304,12 +304,13 @@ def load(
     return make_classifier(model, tokenizer, spec, engine)
 
 
-def load_exported(folder: Path, *, device: str | torch.device | None = None) -> Classifier:
+def load_exported(folder: Path, *, device: str | torch.device | None = None, engine: str = "fast") -> Classifier:
     """Load what `rxtone export` wrote.
 
     Args:
         folder: A folder with export.json.
         device: Where to compute a `merged` one; None chooses. The other runtimes use the CPU.
+        engine: The forward of a `merged` one (see `load`).
 
     Returns:
         The classifier.
@@ -320,7 +321,7 @@ def load_exported(folder: Path, *, device: str | torch.device | None = None) -> 
     record, spec, tokenizer = read_export(folder), read_spec(folder), load_tokenizer(str(folder))
     place = torch.device(device) if device is not None else default_device()
     tokens = label_token_ids(tokenizer, spec.labels, record.eos)
-    return make_classifier(open_exported(folder, record, tokenizer, tokens, place), tokenizer, spec)
+    return make_classifier(open_exported(folder, record, tokenizer, tokens, place), tokenizer, spec, engine)
 
 
 def zero_shot(recipe: Recipe, *, device: str | torch.device | None = None) -> Classifier:

@@ -263,6 +263,18 @@ def test_a_stopped_job_goes_on_and_another_job_is_refused(classifier, tmp_path):
     assert not any(chunk.resumed for chunk in chunks)
 
 
+def test_the_least_confidence_marks_and_belongs_to_the_job(classifier, tmp_path):
+    source, out = write_tiny_table(tmp_path / "in.csv", 50), tmp_path / "out.csv"
+    next(predict_tables(classifier, [str(source)], out, chunk_rows=20))
+    with pytest.raises(RunError, match=r"another job \(the least confidence differ\)"):
+        next(predict_tables(classifier, [str(source)], out, chunk_rows=20, min_confidence=1.0))
+    finish(predict_tables(classifier, [str(source)], out, chunk_rows=20, min_confidence=1.0, restart=True))
+    frame = read_table(out).frame
+    assert set(frame["abstained"]) == {"true"}
+    for row in frame.iter_rows(named=True):
+        assert row["score"] == row[f"p_{row['label']}"]
+
+
 def test_an_input_that_changes_meanwhile_is_no_output(classifier, tmp_path):
     source = write_tiny_table(tmp_path / "in.csv", 50)
     events = predict_tables(classifier, [str(source)], tmp_path / "out.csv", chunk_rows=20)

@@ -100,6 +100,7 @@ def predict_tables(
     *,
     chunk_rows: int = CHUNK_ROWS,
     batch_size: int = 32,
+    min_confidence: float | None = None,
     strict: bool = False,
     safe_cells: bool = False,
     restart: bool = False,
@@ -117,6 +118,7 @@ def predict_tables(
             `predict_table`.
         chunk_rows: Rows per chunk.
         batch_size: Reviews per batch.
+        min_confidence: Mark answers of less probability as abstained; None takes the run's own bound.
         strict: Stop before the work at any bad row, instead of naming it in `OUTPUT.rejected.jsonl`.
         safe_cells: Put an apostrophe before cells that a spreadsheet would compute (`=`, `+`, `-`, `@`); CSV
             and TSV only. Without it every cell is as in the input.
@@ -139,7 +141,7 @@ def predict_tables(
     job = Job(
         inputs=tuple(scan.sha256 for scan in scans), classifier=fingerprint(classifier),
         columns=output_columns(columns, classifier.labels), suffix=suffix, chunk_rows=chunk_rows,
-        safe_cells=safe_cells,
+        safe_cells=safe_cells, min_confidence=min_confidence,
     )  # fmt: skip
     progress = _Progress(sum(scan.rows for scan in scans), time.perf_counter())
     with open_parts(output, job, restart=restart) as parts:
@@ -148,7 +150,7 @@ def predict_tables(
             for chunk in read_chunks(scan.source, list(text_fields.values()), chunk_rows, columns):
                 resumed = parts.done(index)
                 if not resumed:
-                    frame = _label(classifier, chunk, scan.source.name, batch_size)
+                    frame = _label(classifier, chunk, scan.source.name, batch_size, min_confidence)
                     parts.commit(index, frame, scan.source.name, chunk.rejected)
                 index += 1
                 progress = progress.after(chunk.rows, resumed=resumed)
@@ -162,7 +164,9 @@ def predict_tables(
     yield BulkDone(output, progress.total - rejected, rejected, where, time.perf_counter() - progress.started)
 
 
-def predict_table(classifier: Classifier, source: str, output: Path, *, batch_size: int = 32) -> int:
+def predict_table(
+    classifier: Classifier, source: str, output: Path, *, batch_size: int = 32, min_confidence: float | None = None
+) -> int:
     """Predict every row of a table that fits into memory; the first bad row stops it.
 
     Args:
@@ -172,6 +176,7 @@ def predict_table(classifier: Classifier, source: str, output: Path, *, batch_si
             and `label, score, p_<label>..., truncated, abstained` are added; an input column of such a
             name is kept as `input_<name>`.
         batch_size: Reviews per batch.
+        min_confidence: See `predict_tables`.
 
     Returns:
         The number of rows, all of which are in the output.
@@ -183,7 +188,7 @@ def predict_table(classifier: Classifier, source: str, output: Path, *, batch_si
     check_output(output)
     table = read_table(source, cache_dir())
     reviews = read_reviews(table, classifier.spec.text_fields, None, None)
-    predictions = classifier.predict(reviews, batch_size=batch_size)
+    predictions = classifier.predict(reviews, batch_size=batch_size, min_confidence=min_confidence)
     write_table(with_predictions(table.frame, predictions, classifier.labels), output)
     return table.frame.height
 
@@ -270,6 +275,9 @@ def _common_columns(scans: Sequence[_Scan]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for scan in scans for name in scan.columns))
 
 
-def _label(classifier: Classifier, chunk: Chunk, source: str, batch_size: int) -> pl.DataFrame:
+def _label(
+    classifier: Classifier, chunk: Chunk, source: str, batch_size: int, min_confidence: float | None
+) -> pl.DataFrame:
     reviews = read_reviews(Table(source, chunk.frame, ""), classifier.spec.text_fields, None, None)
-    return with_predictions(chunk.frame, classifier.predict(reviews, batch_size=batch_size), classifier.labels)
+    predictions = classifier.predict(reviews, batch_size=batch_size, min_confidence=min_confidence)
+    return with_predictions(chunk.frame, predictions, classifier.labels)

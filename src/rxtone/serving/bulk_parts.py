@@ -32,7 +32,7 @@ FORMAT = 1
 _WHAT = {
     "format": "the layout of its parts", "inputs": "the inputs", "classifier": "the classifier",
     "columns": "the columns", "suffix": "the output format", "chunk_rows": "the rows per part",
-    "safe_cells": "safe cells",
+    "safe_cells": "safe cells", "min_confidence": "the least confidence",
 }  # fmt: skip
 
 
@@ -47,6 +47,7 @@ class Job:
         suffix: The output's format.
         chunk_rows: Data rows per part.
         safe_cells: Whether formula cells are made inert.
+        min_confidence: Probability below which an answer is marked as abstained, where the caller set one.
         format: Version of the parts' layout.
     """
 
@@ -56,6 +57,7 @@ class Job:
     suffix: str
     chunk_rows: int
     safe_cells: bool
+    min_confidence: float | None
     format: int = FORMAT
 
 

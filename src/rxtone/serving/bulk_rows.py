@@ -41,7 +41,7 @@ def with_predictions(frame: pl.DataFrame, predictions: Sequence[Prediction], lab
     added = pl.DataFrame(
         {
             "label": [prediction.label for prediction in predictions],
-            "score": [max(prediction.probabilities.values()) for prediction in predictions],
+            "score": [prediction.probabilities[prediction.label] for prediction in predictions],
             **{f"p_{label}": [p.probabilities[label] for p in predictions] for label in labels},
             "truncated": [prediction.truncated for prediction in predictions],
             "abstained": [prediction.abstained for prediction in predictions],

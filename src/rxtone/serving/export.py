@@ -39,6 +39,13 @@ TOLERANCE = {"fp32": 1e-5, "bf16": 5e-2, "int8": 1e-1}
 CANARIES = 96
 
 
+@dataclass(frozen=True)
+class _Answers:
+    probabilities: np.ndarray  # float64, shape (n, k)
+    labels: list[str]
+    reviews_per_second: float
+
+
 class _Opening(TypedDict):
     format: Format
     precision: str
@@ -122,18 +129,19 @@ def export(
     classifier = load(run, base=base, recipe=recipe, precision="fp32", device="cpu", merged=True)
     reviews = _canary_reviews(classifier.spec, canaries)
     limit = TOLERANCE[precision] if tolerance is None else tolerance
-    probabilities, speed = _measure(classifier, reviews)
+    run_answers = _measure(classifier, reviews)
     with atomic_folder(folder) as temporary:
         opening = _write(classifier, temporary, known, precision)
         _copy_card(adapter_folder(run), temporary)
         size = sum(path.stat().st_size for path in temporary.rglob("*") if path.is_file())
-        own_probabilities, own_speed = _measure(load_exported(temporary, device="cpu"), reviews)
-        change = np.abs(own_probabilities - probabilities)
+        answers = _measure(load_exported(temporary, device="cpu"), reviews)
+        change = np.abs(answers.probabilities - run_answers.probabilities)
         report = ExportReport(
             **opening, source=str(classifier.spec.base["name"]), canaries=len(reviews),
             max_probability_change=float(change.max()), mean_probability_change=float(change.mean()),
-            flipped_labels=int((own_probabilities.argmax(1) != probabilities.argmax(1)).sum()), tolerance=limit,
-            reviews_per_second=own_speed, run_reviews_per_second=speed, bytes=size,
+            flipped_labels=sum(a != b for a, b in zip(answers.labels, run_answers.labels, strict=True)),
+            tolerance=limit, reviews_per_second=answers.reviews_per_second,
+            run_reviews_per_second=run_answers.reviews_per_second, bytes=size,
         )  # fmt: skip
         _pass_gate(report)
         write_json(temporary / EXPORT, asdict(report))
@@ -193,12 +201,14 @@ def _canary_reviews(spec: ClassifierSpec, canaries: str | Sequence[Review] | Non
     return canaries
 
 
-def _measure(classifier: Classifier, reviews: Sequence[Review]) -> tuple[np.ndarray, float]:
-    """Probabilities (n, k), and reviews per second of a second pass."""
-    probabilities: np.ndarray = np.exp(classifier.score(reviews).log_probs)
+def _measure(classifier: Classifier, reviews: Sequence[Review]) -> _Answers:
+    """What a user gets, calibration and operating point included; timed on a second pass."""
+    predictions = classifier.predict(reviews)
+    probabilities = np.array([[one.probabilities[label] for label in classifier.labels] for one in predictions])
     start = time.perf_counter()
-    classifier.score(reviews)
-    return probabilities, len(reviews) / (time.perf_counter() - start)
+    classifier.predict(reviews)
+    seconds = time.perf_counter() - start
+    return _Answers(probabilities, [one.label for one in predictions], len(reviews) / seconds)
 
 
 def _copy_card(source: Path, folder: Path) -> None:
