@@ -19,6 +19,7 @@ WHOLE = (
     ("inference",),
     ("latency",),
     ("memory",),
+    ("bulk",),
     ("start_up",),
     ("scaling", "--size", "small"),
     ("roofline",),

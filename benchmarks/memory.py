@@ -1,11 +1,9 @@
-"""How much memory does a training step need, and does bulk scoring grow with the number of reviews?
+"""How much memory does a training step need?
 
     python -m benchmarks.memory [--size base] [--reviews 8]
 
-Every contender trains two steps of batch 8 in a process of its own; its peak is the high-water mark of
-resident memory (VmHWM), the interpreter and all libraries included. Bulk scoring is measured in processes of
-their own, too, on a tiny model, since what could grow is what is kept per review, which does not depend on
-the model.
+Every contender trains one step of batch 8 in a process of its own; its peak is the high-water mark of
+resident memory (VmHWM), the interpreter and all libraries included.
 """
 
 from __future__ import annotations
@@ -20,7 +18,6 @@ from benchmarks.common import (
     bar_plot,
     base_folder,
     lengths_summary,
-    line_plot,
     load_prompts,
     machine,
     options,
@@ -45,27 +42,6 @@ elif name in ("autocast", "loaded"):
 else:
     run = contenders.training(folder, prompts)
 run()
-run()
-"""
-_BULK = """
-import sys
-import torch
-from transformers import T5Config, T5ForConditionalGeneration
-from benchmarks.contenders import planned
-from rxtone.model.engine import flatten
-torch.set_num_threads(int(sys.argv[2]))
-config = T5Config(vocab_size=200, d_model=32, d_kv=8, d_ff=64, num_layers=1, num_heads=2)
-config.decoder_start_token_id = 0
-engine = planned(T5ForConditionalGeneration(config).bfloat16().eval())
-left = int(sys.argv[1])
-generator = torch.Generator().manual_seed(1)
-with torch.inference_mode():
-    while left > 0:
-        count = min(left, 1000)
-        lengths = torch.randint(8, 64, (count,), generator=generator).tolist()
-        ids = torch.randint(2, 200, (sum(lengths),), generator=generator)
-        engine.label_scores(ids, lengths, [(7,), (8,), (9,)], with_eos=False)
-        left -= count
 """
 _PEAK = """
 import json, pathlib
@@ -101,7 +77,7 @@ def peak(code: str, *arguments: str) -> int:
 
 
 def training_peaks(opts: Options, folder: Path) -> dict[str, int]:
-    """Peak memory of two training steps of every contender.
+    """Peak memory of a training step of every contender.
 
     Args:
         opts: The options.
@@ -119,27 +95,20 @@ def main() -> None:
     opts = options(__doc__, reviews=8)
     about, folder = machine(opts.threads), base_folder(opts)
     peaks = training_peaks(opts, folder)
-    counts = (1_000, 10_000, 100_000)
-    bulk = {count: peak(_BULK, str(count), str(opts.threads)) for count in counts}
     first = peaks[NAMES["tutorial"]]
     rows = [["contender", "peak GiB", "vs tutorial"]]
     rows += [[name, f"{size / 2**30:.2f}", f"{size / first:.2f}x"] for name, size in peaks.items()]
-    bulk_rows = [
-        ["reviews scored in bulk", "peak MiB"],
-        *[[f"{n:,}", f"{b / 2**20:.0f}"] for n, b in bulk.items()],
-    ]
     result = {
         "question": "peak resident memory",
         "size": opts.size,
         "machine": about,
         "lengths": lengths_summary(load_prompts(opts)),
         "training_bytes": peaks,
-        "bulk_bytes": bulk,
     }
-    write(opts, f"memory-{opts.size}", result, table(rows) + "\n\n" + table(bulk_rows))
-    bar_plot(opts, f"memory-{opts.size}", list(peaks), [p / 2**30 for p in peaks.values()], "peak memory, GiB")
-    lines = {"peak": [b / 2**20 for b in bulk.values()]}
-    line_plot(opts, "memory-bulk", counts, lines, ("reviews scored", "peak MiB"))
+    write(opts, f"memory-{opts.size}", result, table(rows))
+    bar_plot(
+        opts, f"memory-{opts.size}", list(peaks), [p / 2**30 for p in peaks.values()], "peak memory, GiB"
+    )
 
 
 if __name__ == "__main__":

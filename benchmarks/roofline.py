@@ -4,8 +4,8 @@
 
 The bound: the operations of the engine's matrix products, counted as they run, over the best rate that the
 matrix product of torch reaches here at the same shapes and precision. No exact implementation on these
-kernels can be faster; what the engine needs above it goes to memory-bound operators (activation, softmax, masks,
-norms, copies), which the operator profile names. Processor time.
+kernels can be faster; what the engine needs above it goes to memory-bound operators (activation, softmax,
+masks, norms, copies), which the operator profile names. Processor time.
 """
 
 from __future__ import annotations
