@@ -1,6 +1,6 @@
 """One review over HTTP, and many clients at once against the same server without batching.
 
-    python benchmarks/serving.py RUN [--base BASE] [--table sample:test] [--clients 32] [--rounds 3] [--json OUT]
+    python benchmarks/serving.py RUN [--base BASE] [--precision fp32] [--table sample:test] [--clients 32]
 
 Two servers are started in processes of their own, one with the default batching and one that computes review
 by review; they are measured in turns, so that a drift of the machine falls on both. The client runs beside them
@@ -37,15 +37,16 @@ from rxtone.serving.limits import Limits
 from rxtone.serving.server import run_server
 quiet_transformers()
 limits = Limits(batch_texts=int(sys.argv[3]), queue_seconds=1e9)
-run_server([sys.argv[1]], base=sys.argv[2] or None, port=0, page=False, precision="fp32", limits=limits)
+run_server([sys.argv[1]], base=sys.argv[2] or None, port=0, page=False, precision=sys.argv[4] or None, limits=limits)
 """
 
 
 @contextmanager
-def server(run: str, base: str | None, batch_texts: int) -> Iterator[tuple[str, int]]:
+def server(options: argparse.Namespace, batch_texts: int) -> Iterator[tuple[str, int]]:
     """Start a server; give its host and port."""
+    arguments = (options.run, options.base or "", str(batch_texts), options.precision or "")
     process = subprocess.Popen(
-        [sys.executable, "-c", SERVER, run, base or "", str(batch_texts)], stdout=subprocess.PIPE, text=True,
+        [sys.executable, "-c", SERVER, *arguments], stdout=subprocess.PIPE, text=True,
         env=os.environ | {"PYTHONUNBUFFERED": "1"},
     )  # fmt: skip
     try:
@@ -129,14 +130,14 @@ def difference(address: tuple[str, int], reviews: Sequence[dict[str, str]], clas
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """All figures."""
-    classifier = rxtone.load(options.run, base=options.base, precision="fp32")
+    classifier = rxtone.load(options.run, base=options.base, precision=options.precision)
     rows = read_reviews(read_table(options.table), classifier.spec.text_fields, None, None)[: options.reviews]
     tokens = [len(prompt.ids) for prompt in classifier.prompts.build_many(rows)]
     reviews = [dict(row.fields) for row in rows]
     bodies = [json.dumps({"fields": review}).encode() for review in reviews]
     single: list[float] = []
     rates: dict[str, list[float]] = {"batched": [], "one by one": []}
-    with server(options.run, options.base, 32) as batched, server(options.run, options.base, 1) as alone:
+    with server(options, 32) as batched, server(options, 1) as alone:
         worst = difference(batched, reviews[:20], classifier)
         for address in (batched, alone):
             latencies(address, bodies[:20])
@@ -147,6 +148,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                 rates[name].append(rate)
     ratios = [b / a for b, a in zip(rates["batched"], rates["one by one"], strict=True)]
     return {
+        "precision": options.precision or classifier.spec.precision,
         "cores": len(os.sched_getaffinity(0)),
         "reviews": len(rows),
         "tokens": {"median": statistics.median(tokens), "mean": statistics.mean(tokens), "max": max(tokens)},
@@ -164,6 +166,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run")
     parser.add_argument("--base")
+    parser.add_argument("--precision", help="fp32 or bf16; the run's own by default")
     parser.add_argument("--table", default="sample:test")
     parser.add_argument("--reviews", type=int, default=144)
     parser.add_argument("--clients", type=int, default=32)

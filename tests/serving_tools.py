@@ -61,13 +61,16 @@ class LiveServer:
         self.url = self._address()
 
     def _address(self) -> str:
-        for _ in range(600):
+        for _ in range(3000):
             text = self.log.read_text()
             if " at http" in text:
                 return text.split(" at ")[1].split()[0]
             if self.process.poll() is not None:
                 break
             time.sleep(0.1)
+        self.process.kill()
+        self.process.wait()
+        self._out.close()
         raise AssertionError(self.log.read_text())
 
     def stop(self) -> int:

@@ -84,7 +84,8 @@ def build_page(page: Page) -> gr.Blocks:
     names = pool.names()
     fields = list(dict.fromkeys(field for name in names for field in pool.get(name).classifier.spec.text_fields))
     labels = list(pool.get().classifier.labels)
-    with gr.Blocks(title="rxtone", analytics_enabled=False, delete_cache=(60, KEEP_SECONDS)) as blocks:
+    blocks: gr.Blocks = gr.Blocks(title="rxtone", analytics_enabled=False, delete_cache=(60, KEEP_SECONDS))
+    with blocks:
         gr.HTML(page_html.head(names, labels), padding=False)
         run = gr.Dropdown(names, value=names[0], label="Run", visible=len(names) > 1, interactive=True)
         with gr.Tab("Fields"):
