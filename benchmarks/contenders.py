@@ -55,7 +55,7 @@ def training(folder: Path, prompts: Prompts, *, dtype: torch.dtype = torch.bfloa
             targets = torch.tensor([[*LABEL_TOKENS[prompts.labels[i]], EOS] for i in rows])
             log_probs = engine.target_log_probs(*flatten([prompts.ids[i] for i in rows]), targets)
             loss = -log_probs.mean()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             torch.nn.utils.clip_grad_norm_(trainable, 1.0)
             optimiser.step()
             optimiser.zero_grad()

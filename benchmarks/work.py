@@ -42,7 +42,7 @@ class Work:
     draws: int = 0
 
 
-class WorkCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class WorkCounter(TorchDispatchMode):
     """Counts what passes through torch's dispatcher on this thread, backward passes included."""
 
     def __init__(self) -> None:

@@ -85,9 +85,10 @@ def write_card(run: Path, folder: Path, evaluation: Path | None, options: str = 
         options: Options that the evaluation ran with, for its command in the card.
     """
     distilled, instructed = _lines(run / "distill.jsonl"), _lines(run / "instruct.jsonl")
+    done = json.loads((run / "state" / "state.json").read_text(encoding="utf-8"))["step"]
+    distilled = [line for line in distilled if line["step"] <= done]
     probe = [line for line in instructed if "zero_shot_imdb_accuracy" in line][-1]
     size = (folder / "model.safetensors").stat().st_size
-    last = {name: max(line["step"] for line in lines) for name, lines in (("d", distilled), ("i", instructed))}
     seconds = sum(line.get("seconds", 0.0) * line.get("tokens_per_second", 0.0) for line in instructed)
     probes = [
         f"| {title} | "
@@ -98,9 +99,9 @@ def write_card(run: Path, folder: Path, evaluation: Path | None, options: str = 
     text = _TEMPLATE.read_text(encoding="utf-8").format(
         parameters=size / 2e6,
         megabytes=size / 1e6,
-        distill_steps=last["d"],
-        distill_tokens=last["d"] * 1800 / 1e6,
-        instruct_steps=last["i"],
+        distill_steps=done,
+        distill_tokens=done * 1800 / 1e6,
+        instruct_steps=max(line["step"] for line in instructed),
         instruct_tokens=seconds / 1e6,
         curve="\n".join(
             [*curve_rows("distillation", distilled, "loss"), *curve_rows("instructions", instructed, "answer_loss")]

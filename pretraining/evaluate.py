@@ -109,6 +109,11 @@ def run_fold(
     }
 
 
+def spread(values: Sequence[float]) -> float:
+    """Standard deviation of the folds' figures; 0 for a single fold."""
+    return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+
+
 def summarise(
     truth: Indexes, guesses: Mapping[str, Indexes], parts: Sequence[Indexes], labels: Sequence[str]
 ) -> dict[str, object]:
@@ -134,7 +139,7 @@ def summarise(
             for name, found in by_fold.items()
         },
         "sd_of_folds": {
-            name: {key: float(np.std([fold[key] for fold in found], ddof=1)) for key in FIGURES}
+            name: {key: spread([fold[key] for fold in found]) for key in FIGURES}
             for name, found in by_fold.items()
         },
         "folds": by_fold,

@@ -4,8 +4,8 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_values, write_tiny_base
 from peft import PeftModel
+from tiny import tiny_values, write_tiny_base
 from transformers import T5ForConditionalGeneration
 
 import rxtone

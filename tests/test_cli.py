@@ -8,7 +8,7 @@ import sys
 import polars as pl
 import pytest
 import yaml
-from conftest import tiny_values, write_tiny_table
+from tiny import tiny_values, write_tiny_table
 
 from rxtone import api
 from rxtone.cli import main

@@ -6,7 +6,7 @@ import sys
 
 import polars as pl
 import pytest
-from conftest import DRUGLIB, REFERENCE_BASE, needs_shared
+from tiny import DRUGLIB, REFERENCE_BASE, needs_shared
 
 pytestmark = needs_shared
 

@@ -3,8 +3,8 @@ import shutil
 
 import polars as pl
 import pytest
-from conftest import tiny_values, write_tiny_table
 from safetensors.torch import load_file
+from tiny import tiny_values, write_tiny_table
 
 from rxtone import api, pipeline
 from rxtone.classifier import load

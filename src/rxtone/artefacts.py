@@ -17,7 +17,6 @@ from rxtone.evaluation.card import render_card
 from rxtone.evaluation.evaluate import Evaluation
 from rxtone.evaluation.plots import confusion_figure, to_png
 from rxtone.evaluation.report import confident_errors, render_report
-from rxtone.preparation import TEST
 from rxtone.run import (
     CARD,
     EvaluationFolder,
@@ -147,8 +146,6 @@ def _facts(recipe: Recipe, record: dict[str, Any], environment: dict[str, Any]) 
 
 def _notes(metrics: dict[str, Any], record: dict[str, Any]) -> list[str]:
     notes = []
-    if metrics["split"] != TEST:
-        notes.append("These figures are on validation rows, which also chose the checkpoint: they flatter.")
     never = [label for label, row in metrics["per_class"].items() if not row["precision"] and row["support"]]
     if never:
         notes.append(f"No review was rightly called {', '.join(never)}.")

@@ -66,6 +66,7 @@ class ClassifierSpec(BaseModel):
         base: Identity of the base (see `BaseIdentity`).
         precision: Precision of the base that the adapter was trained and evaluated with.
         versions: Package versions at training time.
+        group_by: Column whose rows belong together (a drug), for intervals and slices by group.
         policy: Calibration, operating points, least confidence and label sets, fitted on validation rows
             (see `rxtone.stats.policy`); None leaves the scores as they are.
     """
@@ -81,6 +82,7 @@ class ClassifierSpec(BaseModel):
     base: dict[str, str | None]
     precision: str
     versions: dict[str, str]
+    group_by: str | None = None
     policy: dict[str, Any] | None = None
 
 
@@ -371,6 +373,7 @@ def make_spec(recipe: Recipe, base: dict[str, str | None], precision: str) -> Cl
         label_column=recipe.data.label.column,
         label_rule=recipe.data.label.rule,
         text_fields=recipe.data.text_fields,
+        group_by=recipe.data.group_by,
         prompt=recipe.prompt,
         base=base,
         precision=precision,

@@ -31,10 +31,11 @@ from rxtone.run import (
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from rxtone.classifier import Classifier
+    from rxtone.classifier import Classifier, ClassifierSpec
     from rxtone.config import Recipe
     from rxtone.data.audit_result import Audit
     from rxtone.data.reviews import Review
+    from rxtone.data.tables import Table
     from rxtone.preparation import Prepared
 
 
@@ -88,7 +89,7 @@ def judge_table(classifier: Classifier, folder: Path, source: str, *, mode: str 
     """
     spec = classifier.spec
     table = read_table(source, cache_dir())
-    reviews = read_reviews(table, spec.text_fields, spec.label_column, parse_rule(spec.label_rule), every_label=False)
+    reviews = _labelled(spec, table)
     record = _data_record(folder)
     seen = set(record["training_text_hashes"]) if record else set()
     repeats = sum(text_hash(review) in seen for review in reviews)
@@ -122,7 +123,7 @@ def compare_runs(classifiers: Mapping[str, Classifier], source: str, out: Path |
     first, *_ = classifiers
     spec = classifiers[first].spec
     table = read_table(source, cache_dir())
-    reviews = read_reviews(table, spec.text_fields, spec.label_column, parse_rule(spec.label_rule), every_label=False)
+    reviews = _labelled(spec, table)
     record = _data_record(Path(first))
     policies = {name: classifier.policy for name, classifier in classifiers.items()}
     comparison = compare_classifiers(
@@ -186,6 +187,13 @@ def audit_recipe(recipe: Recipe) -> Audit:
             parts[name] = AuditPart(table, reviews)
     groups = [data.group_by] if data.group_by else []
     return audit(parts, text_fields=data.text_fields, label_column=data.label.column, rule=rule, group_columns=groups)
+
+
+def _labelled(spec: ClassifierSpec, table: Table) -> list[Review]:
+    """The reviews of a table that may lack a label, and may lack the group column of the training table."""
+    group = spec.group_by if spec.group_by in table.frame.columns else None
+    rule = parse_rule(spec.label_rule)
+    return read_reviews(table, spec.text_fields, spec.label_column, rule, group, every_label=False)
 
 
 def _data_record(folder: Path) -> dict[str, Any] | None:

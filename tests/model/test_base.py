@@ -3,7 +3,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import write_tiny_base
+from tiny import write_tiny_base
 
 from rxtone.errors import ModelError, RecipeError
 from rxtone.model.base import (

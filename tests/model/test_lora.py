@@ -175,7 +175,7 @@ def test_an_adapter_of_other_layers_never_leaves_random_weights_behind(tiny_base
 
 
 def test_an_adapter_of_another_shape_is_refused(saved, tmp_path):
-    from conftest import write_tiny_base
+    from tiny import write_tiny_base
 
     config = json.loads((saved / "adapter_config.json").read_text())
     (saved / "adapter_config.json").write_text(json.dumps(config | {"r": 2}))

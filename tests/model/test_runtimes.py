@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_tokenizer
+from tiny import tiny_tokenizer
 from transformers import T5Config, T5ForConditionalGeneration
 
 from rxtone.errors import ModelError, RecipeError

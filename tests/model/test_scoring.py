@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_tokenizer, write_tiny_base
+from tiny import tiny_tokenizer, write_tiny_base
 
 from rxtone.errors import RecipeError
 from rxtone.model.base import load_base

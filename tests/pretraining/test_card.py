@@ -37,15 +37,19 @@ def test_evaluation_names_rows_folds_and_intervals() -> None:
 
 def test_card_is_written_from_the_logs(tmp_path: Path) -> None:
     probe = {f"zero_shot_{s}_{f}": 0.5 for s in ("imdb", "drugscom") for f in ("accuracy", "macro_f1", "kappa")}
-    distilled = [{"step": 20, "loss": 1.5, "pooled_cosine": 0.7}]
+    distilled = [{"step": n, "loss": 1.5, "pooled_cosine": 0.7} for n in (20, 40)]
     instructed = [{"step": 20, "answer_loss": 1.25, "answer_accuracy": 0.5, "seconds": 10.0, "tokens_per_second": 3e5}]
     for name, lines in (("distill", distilled), ("instruct", [*instructed, {"step": 20, **probe}])):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "state.json").write_text('{"step": 20}')
     (tmp_path / "model.safetensors").write_bytes(bytes(2_000_000))
     (tmp_path / "evaluation.json").write_text(json.dumps(summary()))
     write_card(tmp_path, tmp_path, tmp_path / "evaluation.json")
     card = (tmp_path / "README.md").read_text()
     assert "(1.0 million parameters, 2 MB in bfloat16)" in card
+    assert "| distillation | to 20 | 1.500 | 0.700 |  |" in card
+    assert "to 40" not in card
     assert "20 steps (3.0 million tokens)" in card
     assert "| instructions | to 20 | 1.250 |  | answers right 0.500 |" in card
     assert "| Drugs.com | 0.500 | 0.500 | 0.500 |" in card

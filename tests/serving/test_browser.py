@@ -162,6 +162,9 @@ def test_it_fits_360_pixels(browser: "playwright.Browser", server: LiveServer) -
     page.get_by_role("button", name="Read the review").locator("visible=true").click()
     answer(page).wait_for()
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    page.get_by_role("button", name="More tabs").or_(page.locator(".overflow-menu > button")).first.click()
+    page.get_by_role("button", name="About").or_(page.get_by_role("tab", name="About")).last.click()
+    page.get_by_text("a LoRA adapter on").locator("visible=true").first.wait_for()
     page.context.close()
 
 

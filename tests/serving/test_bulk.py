@@ -7,7 +7,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from conftest import write_tiny_table
+from tiny import write_tiny_table
 
 from rxtone.classifier import Classifier, load
 from rxtone.data.tables import read_table

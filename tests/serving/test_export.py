@@ -2,7 +2,7 @@ import json
 
 import numpy as np
 import pytest
-from conftest import GOOD, tiny_rows
+from tiny import GOOD, tiny_rows
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 import rxtone

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import write_tiny_base
+from tiny import write_tiny_base
 
 from rxtone.errors import RecipeError
 from rxtone.model.base import load_base

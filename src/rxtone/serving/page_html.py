@@ -12,47 +12,54 @@ if TYPE_CHECKING:
     from rxtone.data.prompts import Prompt
 
 CSS = """
-.gradio-container { max-width: 1080px !important; margin: 0 auto !important; --rx-quiet: #475569; --rx-strong: #0f766e;
-  --rx-plain: #64748b; --rx-warn: #b45309; --rx-bad: #b91c1c; }
-.dark .gradio-container, .gradio-container.dark { --rx-quiet: #a3b1c6; --rx-strong: #2dd4bf; --rx-plain: #94a3b8;
-  --rx-warn: #fbbf24; --rx-bad: #f87171; }
-.gradio-container button[role=tab].selected { color: var(--rx-strong) !important; }
-.gradio-container label > span, .gradio-container [data-testid=block-info] { color: var(--rx-quiet); }
-.rx-head h1 { font-size: 1.7rem; font-weight: 700; margin: 0 0 .25rem; letter-spacing: -.01em; line-height: 1.25; }
-.rx-head p, .rx-hint, .rx-card h2 + p, .rx-card h3 { color: var(--rx-quiet); }
-.rx-head p, .rx-hint { margin: 0; line-height: 1.5; }
-.rx-card { border: 1px solid var(--border-color-primary); border-radius: 10px; padding: 18px 20px;
-  background: var(--background-fill-primary); color: var(--body-text-color); }
-.rx-card h2 { font-size: 1.45rem; font-weight: 700; margin: 0 0 2px; overflow-wrap: anywhere; }
-.rx-card h2 + p { margin: 0 0 14px; }
-.rx-card h3 { font-size: .9rem; font-weight: 500; margin: 0 0 8px; overflow-wrap: anywhere; }
-.rx-card ul { list-style: none; margin: 0; padding: 0; display: grid; gap: 10px; }
-.rx-card li { display: grid; grid-template-columns: minmax(5.5rem, auto) 1fr 4.2rem; gap: 12px; align-items: center;
-  margin: 0; }
-.rx-card li.rx-top { font-weight: 600; }
-.rx-card li span:last-child { text-align: right; font-variant-numeric: tabular-nums; }
-.rx-track { height: 12px; border-radius: 6px; background: var(--border-color-primary); overflow: hidden; }
-.rx-fill { height: 100%; border-radius: 6px; background: var(--rx-plain); min-width: 2px; }
-.rx-top .rx-fill { background: var(--rx-strong); }
-.rx-unsure .rx-top .rx-fill { background: var(--rx-warn); }
-.rx-note { margin: 14px 0 0; padding: 10px 14px; border-left: 4px solid var(--rx-warn); border-radius: 4px;
-  background: var(--background-fill-secondary); line-height: 1.5; }
-.rx-error { border-left: 4px solid var(--rx-bad); }
-.rx-error p, .rx-done p { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; line-height: 1.5; }
-.rx-card details { margin-top: 14px; }
-.rx-card summary { cursor: pointer; color: var(--body-text-color); }
-.rx-card pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: .86rem; line-height: 1.55; margin: 8px 0 0;
-  padding: 10px 12px; border-radius: 8px; background: var(--background-fill-secondary);
-  color: var(--body-text-color); max-height: 18rem; overflow-y: auto; }
-.rx-compare { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 280px), 1fr)); gap: 14px; }
-.rx-hint { padding: 18px 20px; border: 1px dashed var(--border-color-primary); border-radius: 10px; }
-.rx-card summary:focus-visible, .rx-card pre:focus-visible { outline: 2px solid var(--rx-strong); outline-offset: 2px; }
-@media (max-width: 480px) {
-  .gradio-container main, .gradio-container .app { padding: 12px !important; }
-  .gradio-container .column { min-width: 0 !important; flex-basis: 100% !important; }
-  .rx-card { padding: 14px; }
-  .rx-card li { grid-template-columns: 1fr 4.2rem; row-gap: 3px; }
-  .rx-card li .rx-track { grid-column: 1 / -1; grid-row: 2; }
+.gradio-container { max-width: min(1080px, 100vw) !important; min-width: 0; margin: 0 auto !important;
+  --rx-quiet: #475569; --rx-strong: #0f766e; --rx-plain: #64748b; --rx-warn: #b45309; --rx-bad: #b91c1c; }
+.dark .gradio-container { --rx-quiet: #a3b1c6; --rx-strong: #2dd4bf; --rx-plain: #94a3b8; --rx-warn: #fbbf24;
+  --rx-bad: #f87171; }
+.gradio-container .tab-wrapper, .gradio-container .tabs, .gradio-container main, .gradio-container .app {
+  min-width: 0; max-width: 100%; }
+.gradio-container .app { overflow-x: clip; }
+.gradio-container.gradio-container.gradio-container { /* thrice: stronger than Gradio's rules for prose */
+  button[role=tab].selected { color: var(--rx-strong); }
+  .html-container .prose { padding: 0; }
+  .rx-head h1 { font-size: 1.7rem; font-weight: 700; margin: 0 0 .25rem; letter-spacing: -.01em; line-height: 1.25; }
+  .rx-head p, .rx-hint, .rx-card h2 + p, .rx-card h3 { color: var(--rx-quiet); }
+  .rx-head p, .rx-hint { margin: 0; line-height: 1.5; }
+  .rx-card { border: 1px solid var(--border-color-primary); border-radius: 10px; padding: 18px 20px;
+    background: var(--background-fill-primary); color: var(--body-text-color); }
+  .rx-card h2 { font-size: 1.45rem; font-weight: 700; margin: 0 0 2px; overflow-wrap: anywhere; }
+  .rx-card h2 + p { margin: 0 0 14px; }
+  .rx-card h3 { font-size: .9rem; font-weight: 500; margin: 0 0 8px; overflow-wrap: anywhere; }
+  .rx-card ul { list-style: none; margin: 0; padding: 0; display: grid; gap: 10px; }
+  .rx-card li { display: grid; grid-template-columns: minmax(5.5rem, auto) 1fr 4.2rem; gap: 12px;
+    align-items: center; margin: 0; padding: 0; }
+  .rx-card li.rx-top { font-weight: 600; }
+  .rx-card li span:last-child { text-align: right; font-variant-numeric: tabular-nums; }
+  .rx-track { height: 12px; border-radius: 6px; background: var(--border-color-primary); overflow: hidden; }
+  .rx-fill { height: 100%; border-radius: 6px; background: var(--rx-plain); }
+  .rx-top .rx-fill { background: var(--rx-strong); }
+  .rx-unsure .rx-top .rx-fill { background: var(--rx-warn); }
+  .rx-note { margin: 14px 0 0; padding: 10px 14px; border-left: 4px solid var(--rx-warn); border-radius: 4px;
+    background: var(--background-fill-secondary); line-height: 1.5; }
+  .rx-error { border-left: 4px solid var(--rx-bad); }
+  .rx-error p, .rx-done p { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; line-height: 1.5; }
+  .rx-card details { margin-top: 14px; }
+  .rx-card summary { cursor: pointer; color: var(--body-text-color); }
+  .rx-card pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: .86rem; line-height: 1.55;
+    margin: 8px 0 0; padding: 10px 12px; border-radius: 8px; background: var(--background-fill-secondary);
+    color: var(--body-text-color); max-height: 18rem; overflow-y: auto; }
+  .rx-compare { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 280px), 1fr)); gap: 14px; }
+  .rx-hint { padding: 18px 20px; border: 1px dashed var(--border-color-primary); border-radius: 10px; }
+  .rx-card summary:focus-visible, .rx-card pre:focus-visible { outline: 2px solid var(--rx-strong);
+    outline-offset: 2px; }
+  @media (max-width: 480px) {
+    main, .app { padding: 8px; }
+    .wrap:has(> main) { min-width: 0; max-width: 100%; padding: 0; }
+    .column { min-width: 0 !important; flex-basis: 100% !important; }
+    .rx-card { padding: 14px; }
+    .rx-card li { grid-template-columns: 1fr 4.2rem; row-gap: 3px; }
+    .rx-card li .rx-track { grid-column: 1 / -1; grid-row: 2; }
+  }
 }
 """
 HINT = '<p class="rx-hint">The answer appears here: the label, how probable each label is, and what the model read.</p>'

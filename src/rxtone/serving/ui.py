@@ -60,7 +60,7 @@ def mount_page(
         app, blocks, path="/", footer_links=[], run_history=False, max_file_size=service.limits.upload_bytes,
         auth=None if token is None else (lambda user, password: user == USER and token_fits(token, password)),
         auth_message=f"User {USER}; the password is the server's token.", enable_monitoring=False, mcp_server=False,
-        pwa=False, ssr_mode=False, show_error=False, css=page_html.CSS, theme=_theme(),
+        pwa=False, ssr_mode=False, show_error=False, head=f"<style>{page_html.CSS}</style>", theme=_theme(),
         app_kwargs={"docs_url": None, "redoc_url": None, "openapi_url": None},
     )  # fmt: skip
     page_app = next(route.app for route in app.routes if getattr(route, "path", None) == "")  # type: ignore[attr-defined]
