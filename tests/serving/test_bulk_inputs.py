@@ -19,7 +19,7 @@ LINES = st.sampled_from(
      b'{"": "x"}', b'{"a": [1]}', b'{"a": "\xff"}', b'{"a": "\\ud800"}', b'{"a": NaN}', b"  ", b"", b'{"a": "\x00"}',
      "\u2028".encode(), '{"a": "\u2028"}'.encode(), b'{"a": true}\r', b"\xef\xbb\xbf{}"]
 )  # fmt: skip
-quick = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def whole(path: Path, chunk_rows: int) -> tuple[pl.DataFrame | None, int]:
