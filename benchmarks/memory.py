@@ -106,9 +106,7 @@ def main() -> None:
         "training_bytes": peaks,
     }
     write(opts, f"memory-{opts.size}", result, table(rows))
-    bar_plot(
-        opts, f"memory-{opts.size}", list(peaks), [p / 2**30 for p in peaks.values()], "peak memory, GiB"
-    )
+    bar_plot(opts, f"memory-{opts.size}", list(peaks), [p / 2**30 for p in peaks.values()], "peak memory, GiB")
 
 
 if __name__ == "__main__":
