@@ -119,3 +119,11 @@ def test_hub_sets_are_read_in_chunks(tmp_path):
     (tmp_path / "train.jsonl").write_text("".join(json.dumps({"x": f"t{i}"}) + "\n" for i in range(7)), "utf-8")
     chunks = list(read_chunks(Source(f"hf:{tmp_path}:train", None), ["x"], 3))
     assert [chunk.rows for chunk in chunks] == [3, 3, 1]
+
+
+@pytest.mark.parametrize("chunk_rows", [1, 2])
+def test_a_byte_order_mark_within_a_file_is_refused_wherever_a_chunk_begins(tmp_path, chunk_rows):
+    path = tmp_path / "in.jsonl"
+    path.write_bytes(b'{"a": "x"}\n\xef\xbb\xbf{"a": "y"}\n')
+    chunks = list(read_chunks(Source(path.name, path), ["a"], chunk_rows))
+    assert [row.row for chunk in chunks for row in chunk.rejected] == [2]

@@ -23,6 +23,8 @@ LONGEST_CELL = 1 << 24
 """Characters; bounds the memory that a quote which is never closed can take."""
 _QUOTING = 'put a cell that holds quotes, separators or line breaks in double quotes, and write a quote in it as ""'
 _UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+# A blank line is no row; before a piece it keeps a byte-order mark within the file from passing as one at its start.
+_AFTER_THE_START = b"\n"
 _FIRST_ROW = re.compile(r"(?:data row|line) 1 ([^;\n]*)")
 Piece = tuple[pl.DataFrame, dict[int, str]]
 """A chunk's frame, a bad row being any row of nulls, and the reasons by data row (from 1)."""
@@ -130,7 +132,7 @@ def json_line_pieces(path: Path, name: str, chunk_rows: int) -> Iterator[Piece]:
         lines = (line for line in stream if line.decode("utf-8", "replace").strip())
         while batch := list(itertools.islice(lines, chunk_rows)):
             try:
-                frame = read_jsonl(b"".join(_with_break(line) for line in batch), name)
+                frame = read_jsonl(_AFTER_THE_START + b"".join(_with_break(line) for line in batch), name)
                 if frame.height == len(batch):
                     yield frame, {}
                     continue
@@ -149,7 +151,7 @@ def _line_by_line(batch: list[bytes], name: str) -> Piece:
     nothing = pl.DataFrame({"": [None]}, schema={"": pl.String})  # a row, though it has no column
     for position, line in enumerate(batch):
         try:
-            frame = read_jsonl(line, name)
+            frame = read_jsonl(_AFTER_THE_START + line, name)
         except DataError as error:
             reasons[position] = _line_reason(str(error))
             frame = nothing
