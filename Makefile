@@ -8,7 +8,7 @@ BASE ?= google/flan-t5-base
 RECIPE ?= druglib
 OUT ?= runs/$(RECIPE)
 
-.PHONY: setup test browser lint types imports train demo clean
+.PHONY: setup test browser lint types imports train demo bench clean
 
 setup: $(SETUP)
 
@@ -47,6 +47,11 @@ train: setup
 demo: setup
 	rm -rf runs/demo
 	$(BIN)/rxtone demo --out runs/demo
+
+# Speed and memory beside the peers; takes hours at full size. Needs ../shared for shapes and texts.
+bench: setup
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'
+	$(BIN)/python -m benchmarks
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

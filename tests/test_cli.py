@@ -184,7 +184,14 @@ def test_an_overlapping_or_gapped_rule_is_refused_with_exit_2(rxtone, recipe_fil
 
 
 def test_config_commands_print_what_they_promise(rxtone):
-    assert rxtone("config", "list")[1].split() == ["demo", "druglib", "druglib-tutorial", "laptop", "t4"]
+    assert rxtone("config", "list")[1].split() == [
+        "demo",
+        "druglib",
+        "druglib-mini",
+        "druglib-tutorial",
+        "laptop",
+        "t4",
+    ]
     assert yaml.safe_load(rxtone("config", "show", "laptop", "--set", "lora.r=4")[1])["lora"]["r"] == 4
     assert "properties" in json.loads(rxtone("config", "schema")[1])
 

@@ -187,3 +187,12 @@ def test_a_hub_set_is_read_from_a_local_folder(tmp_path: Path) -> None:
     assert read_table(f"hf:{folder}:train[:1]").frame.height == 1
     with pytest.raises(DataError, match="could not be loaded"):
         read_table(f"hf:{folder}:nosuchsplit")
+
+
+def test_one_file_in_the_cache_is_enough_for_its_split(tmp_path, monkeypatch):
+    monkeypatch.setattr("rxtone.data.sources._open_url", lambda _: pytest.fail("the network was asked"))
+    folder = tmp_path / "druglib"
+    folder.mkdir()
+    (folder / "drugLibTrain_raw.tsv").write_bytes(b"not the published file")
+    with pytest.raises(DataError, match="drugLibTrain_raw"):
+        resolve("druglib:train", tmp_path)

@@ -22,6 +22,7 @@ import polars as pl
 from rxtone.errors import DataError
 
 DEFAULT_CACHE = Path("~/.cache/rxtone")
+_SPLITS = ("train", "test")
 _NAMED = re.compile(r"(druglib|sample):(\w+)\Z")
 _CHUNK = 1 << 16
 _TIMEOUT_SECONDS = 30.0
@@ -93,14 +94,17 @@ def resolve(source: str, cache_dir: Path) -> Path:
         DataError: The split is unknown, the file is damaged, or it cannot be downloaded.
     """
     match = _NAMED.match(source)
-    splits = ("train", "test")
-    if match is None or match[2] not in splits:
+    if match is None or match[2] not in _SPLITS:
         raise DataError(f"{source}: expected druglib:train, druglib:test, sample:train or sample:test.")
-    return fetch(match[1], cache_dir)[splits.index(match[2])]
+    return fetch(match[1], cache_dir, splits=(match[2],))[0]
 
 
 def fetch(
-    name: str, cache_dir: Path, open_url: Callable[[str], BinaryIO] | None = None, archive: Archive = DRUGLIB
+    name: str,
+    cache_dir: Path,
+    open_url: Callable[[str], BinaryIO] | None = None,
+    archive: Archive = DRUGLIB,
+    splits: tuple[str, ...] = _SPLITS,
 ) -> list[Path]:
     """Put a named set into the cache and return its files.
 
@@ -111,24 +115,26 @@ def fetch(
         cache_dir: Where downloaded sets are kept.
         open_url: Opens the archive's URL for reading; None for the network.
         archive: What is published under the name ``druglib``.
+        splits: Which files have to be there; a download brings both.
 
     Returns:
-        The paths of the train and the test file.
+        The paths of their files, in that order.
 
     Raises:
         DataError: The name is unknown, a file is damaged, or it cannot be downloaded.
     """
     if name == "sample":
-        return [_sample(split) for split in ("train", "test")]
+        return [_sample(split) for split in splits]
     if name != "druglib":
         raise DataError(f'{name}: there is no set of this name; expected "druglib" or "sample".')
     folder = cache_dir.expanduser() / name
-    files = [archive.train, archive.test]
-    missing = [file for file in files if not (folder / file.name).is_file()]
-    if missing:
+    every = dict(zip(_SPLITS, (archive.train, archive.test), strict=True))
+    files = [every[split] for split in splits]
+    missing = [file for file in every.values() if not (folder / file.name).is_file()]
+    if any(file in missing for file in files):
         by_hand = (
             f"To do it by hand, download {archive.url} and put "
-            f"{' and '.join(file.name for file in files)} into {folder}."
+            f"{' and '.join(file.name for file in every.values())} into {folder}."
         )
         data = _download(archive, open_url or _open_url, by_hand)
         for file in missing:
