@@ -7,8 +7,9 @@ from typing import Any
 
 _TEMPLATE = Path(__file__).with_name("card.md")
 
-_EVALUATION = """DrugLib train ({rows:,} reviews), {folds}-fold cross-validation, repeated reviews kept together,
-checkpoints chosen inside folds
+_EVALUATION = """\
+DrugLib train, {rows:,} out-of-fold reviews in {folds} of the five folds of a cross-validation; repeated
+reviews kept together, checkpoints chosen inside folds
 (`python -m pretraining.evaluate{options}`). Mean over folds (standard deviation):
 
 | | accuracy | macro-F1 | kappa |

@@ -29,7 +29,7 @@ def summary() -> dict[str, object]:
 
 def test_evaluation_names_rows_folds_and_intervals() -> None:
     text = evaluation_text(summary(), " --folds 5")
-    assert "DrugLib train (3,107 reviews), 5-fold" in text
+    assert "DrugLib train, 3,107 out-of-fold reviews in 5 of the five folds" in text
     assert "`python -m pretraining.evaluate --folds 5`" in text
     assert "| this base, LoRA | 0.800 (0.010) | 0.600 (0.010) | 0.500 (0.010) |" in text
     assert "macro-F1 +0.030 (-0.010 to +0.070)" in text
