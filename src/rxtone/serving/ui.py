@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
@@ -100,7 +100,8 @@ def build_page(page: Page) -> gr.Blocks:
         with gr.Tab("About"):
             gr.Markdown(page.cards(), sanitize_html=True)
     blocks.queue(default_concurrency_limit=16, max_size=WAITING, api_open=False)
-    return cast("gr.Blocks", blocks)
+    built: gr.Blocks = blocks
+    return built
 
 
 def _fields_tab(page: Page, run: gr.Dropdown, fields: Sequence[str]) -> None:
