@@ -69,3 +69,15 @@ def test_nothing_of_it_is_asked_of_the_network(tmp_path, socket_disabled):
     assert rxtone.load(tmp_path / "run").predict(["no side effects at all, wonderful"])[0].label in {
         "positive", "neutral", "negative",
     }  # fmt: skip
+
+
+def test_the_bundled_adapter_answers_right_after_installation():
+    classifier = rxtone.load("druglib-mini")
+    texts = ["Worked wonders, no side effects.", "Useless. It made me sick for weeks and I stopped."]
+    assert [prediction.label for prediction in classifier.predict(texts)] == ["positive", "negative"]
+    fields = {
+        "Benefits": "None at all.",
+        "Side Effects": "Vomiting, dizziness, I ended up in hospital.",
+        "Comments": "Never again.",
+    }
+    assert classifier.predict([fields])[0].label == "negative"
