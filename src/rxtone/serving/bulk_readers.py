@@ -25,7 +25,7 @@ _QUOTING = 'put a cell that holds quotes, separators or line breaks in double qu
 _UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 # A blank line is no row; before a piece it keeps a byte-order mark within the file from passing as one at its start.
 _AFTER_THE_START = b"\n"
-_FIRST_ROW = re.compile(r"(?:data row|line) 1 ([^;\n]*)")
+_FIRST_ROW = re.compile(r"(?:data row 1|line 2) ([^;\n]*)")  # line 1 is `_AFTER_THE_START`
 Piece = tuple[pl.DataFrame, dict[int, str]]
 """A chunk's frame, a bad row being any row of nulls, and the reasons by data row (from 1)."""
 
