@@ -246,14 +246,17 @@ def check_adapter(folder: Path) -> dict[str, Any]:
 
 def merge(model: PeftModel) -> T5ForConditionalGeneration:
     """Fold the adapter into the base weights; load the base in fp32 first, since merging in bf16 drifts."""
-    merged: T5ForConditionalGeneration = model.merge_and_unload(safe_merge=True)
+    with _known_peft_warning():
+        merged: T5ForConditionalGeneration = model.merge_and_unload(safe_merge=True)
     return merged
 
 
 @contextlib.contextmanager
 def _known_peft_warning() -> Iterator[None]:
-    # PEFT 0.21 asks transformers 5 by a name that is deprecated; nothing a user could act on.
+    # PEFT 0.21 asks transformers 5 by a name that is deprecated, and notes of every Flan-T5, whose head is its
+    # own, that it is not tied to the embedding: nothing a user could act on.
     with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Input and output embeddings are no longer tied", UserWarning)
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         yield
 
