@@ -112,8 +112,6 @@ class ModelConfig(Group):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """`auto` is bf16 where the device computes it natively, else fp32. fp16 keeps T5's `wo` in
     fp32, without which it overflows."""
-    quantization: Literal["8bit", "4bit"] | None = None
-    """Frozen base weights through bitsandbytes."""
 
 
 class LoraSettings(Group):
