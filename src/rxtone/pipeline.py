@@ -23,7 +23,7 @@ from rxtone.preparation import Prepared, label_indexes, prepare, truncation_reco
 from rxtone.reload import check_reload
 from rxtone.run import RunFolder, atomic_folder, create_run, truncate_log, write_json, write_text
 from rxtone.stats.policy import fit_policy
-from rxtone.tracking import open_trackers
+from rxtone.tracking import check_trackers, open_trackers
 from rxtone.training.checkpoint import newest_checkpoint, read_progress
 from rxtone.training.loop import Event, TrainingData, fit
 
@@ -100,6 +100,7 @@ def train(recipe: Recipe, out: Path, *, resume: bool = False) -> Iterator[StoryE
     Raises:
         RxtoneError: With the branch that says what was wrong; what was saved before stays usable.
     """
+    check_trackers(recipe)
     run = create_run(out, resume=resume)
     if resume:
         _check_same_recipe(run, recipe)

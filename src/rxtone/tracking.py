@@ -16,6 +16,21 @@ if TYPE_CHECKING:
     from rxtone.run import RunFolder
 
 
+def check_trackers(recipe: Recipe) -> None:
+    """Refuse a recipe whose trackers are not installed, before anything is written.
+
+    Args:
+        recipe: The recipe.
+
+    Raises:
+        RecipeError: If a tracker is asked for whose extra is not installed.
+    """
+    if recipe.track.tensorboard:
+        _require("tensorboard", "track.tensorboard", "tensorboard")
+    if recipe.track.mlflow:
+        _require("mlflow", "track.mlflow", "track")
+
+
 def open_trackers(run: RunFolder, recipe: Recipe) -> list[Callable[[Event], None]]:
     """What a run's events are to be handed to.
 
@@ -25,16 +40,11 @@ def open_trackers(run: RunFolder, recipe: Recipe) -> list[Callable[[Event], None
 
     Returns:
         Functions that take an event.
-
-    Raises:
-        RecipeError: If a tracker is asked for whose extra is not installed.
     """
     trackers = [_json_lines(run)]
     if recipe.track.tensorboard:
-        _require("tensorboard", "track.tensorboard", "tensorboard")
         trackers.append(_tensorboard(run))
     if recipe.track.mlflow:
-        _require("mlflow", "track.mlflow", "track")
         trackers.append(_mlflow(run, recipe, recipe.track.mlflow))
     return trackers
 
