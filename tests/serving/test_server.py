@@ -151,7 +151,7 @@ def test_slow_and_large_senders_cost_no_memory(serve: Start, tiny_run: Path) -> 
     before = process.memory_info().rss
     address = urlsplit(server.url)
     sockets = []
-    for _ in range(24):  # 24 times 900 kB announced and sent but for the last byte
+    for _ in range(32):  # 32 times 900 kB announced and sent but for the last byte
         sockets.append(socket.create_connection((str(address.hostname), int(address.port or 0))))
         sockets[-1].sendall(b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 900001\r\n\r\n")
     peak = before
