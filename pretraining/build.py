@@ -12,12 +12,12 @@ from transformers import T5ForConditionalGeneration
 
 from pretraining.card import write_card
 from pretraining.corpus import Passage, read_corpus
-from pretraining.distill import LAYERS, DistillPlan, Learner, distill, feature_scale
+from pretraining.distill import LAYERS, DistillPlan, Learner, distill, feature_scale, optimizer_for
 from pretraining.export import export_base
 from pretraining.instruct import batches, instruct
 from pretraining.instructions import ExampleStream
 from pretraining.probes import linear_probe, probe_rows, zero_shot
-from pretraining.state import load_parameters
+from pretraining.state import load_parameters, save_state
 from pretraining.store import BatchSampler, build_store, load_store, pad
 from pretraining.student import StudentShape, new_student
 from pretraining.teacher import hidden_states, load_teacher, teacher_folder
@@ -91,7 +91,10 @@ def grow(shop: Workshop, positions: float, tokens: int = 48000) -> Learner:
 def run_distillation(shop: Workshop, plan: DistillPlan, positions: float) -> None:
     """The stage up to a distilled encoder in `state/`."""
     sampler = BatchSampler(load_store(shop.out / "corpus.npz"), BATCH_TOKENS, seed=0)
-    learner = shop.blank_learner() if (shop.out / "state").exists() else grow(shop, positions)
+    learner = shop.blank_learner()
+    if not (shop.out / "state").exists():
+        learner = grow(shop, positions)
+        save_state(shop.out / "state", 0, learner, optimizer_for(learner, plan.learning_rate, decoder=False))
     imdb, drugs = probe_rows(shop.passages, "imdb", 500), probe_rows(shop.passages, "drugscom", 500)
 
     def probe(student: T5ForConditionalGeneration) -> dict[str, float]:
@@ -130,6 +133,7 @@ def main() -> None:
     parser.add_argument("--base", type=Path, default=Path("src/rxtone/bundled/base"), help="where the model goes")
     parser.add_argument("--stages", default="distill,instruct,export", help="comma-separated, run in this order")
     parser.add_argument("--distill-steps", type=int, default=1135)
+    parser.add_argument("--distill-rate", type=float, default=2e-4, help="peak learning rate of the distillation")
     parser.add_argument("--instruct-steps", type=int, default=2800)
     parser.add_argument("--evaluation", type=Path, default=None, help="evaluation.json for the card")
     parser.add_argument("--evaluation-options", default="", help="options it ran with, for the card")
@@ -141,7 +145,7 @@ def main() -> None:
     stages = arguments.stages.split(",")
     if "distill" in stages:
         # No decay: the instruction tuning goes on from here with the same loss beside its own.
-        run_distillation(shop, DistillPlan(arguments.distill_steps, decay=0.0), arguments.positions)
+        run_distillation(shop, DistillPlan(arguments.distill_steps, arguments.distill_rate, decay=0.0), arguments.positions)
     if "instruct" in stages:
         plan = DistillPlan(arguments.instruct_steps, learning_rate=1.5e-4, warmup=100, decay=0.7, probe_every=500)
         run_instruction_tuning(shop, plan)
