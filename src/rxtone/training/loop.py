@@ -20,7 +20,7 @@ from rxtone.model.batches import epoch_batches
 from rxtone.model.scoring import Scorer, log_probabilities, module_of, score_dataset
 from rxtone.stats.metrics import classification_metrics
 from rxtone.training.checkpoint import Progress, load_best, load_checkpoint, save_checkpoint
-from rxtone.training.objective import class_weight_vector, loss_sum
+from rxtone.training.objective import Objective, class_weight_vector, loss_sum
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -100,6 +100,25 @@ Event = StepDone | EvalDone | CheckpointSaved
 
 
 @dataclass(frozen=True)
+class Auxiliary:
+    """A further task of the training reviews, learned beside the main one.
+
+    Attributes:
+        reviews: The same n training reviews, asked by this task's prompt.
+        classes: int64, shape (n,): their label indexes.
+        label_tokens: This task's labels in the base's tokens.
+        weight: What one of its reviews counts, beside 1 for one of the main task.
+        share: Share of its reviews in an epoch.
+    """
+
+    reviews: ReviewDataset
+    classes: np.ndarray
+    label_tokens: LabelTokens
+    weight: float
+    share: float
+
+
+@dataclass(frozen=True)
 class TrainingData:
     """What the loop learns from and selects by.
 
@@ -111,6 +130,8 @@ class TrainingData:
         labels: The k label words.
         label_tokens: The same in the base's tokens.
         pad_token_id: Filler of short prompts.
+        auxiliary: Further tasks.
+        train_targets: float32, shape (n, k): label distributions to match in place of the labels, or None.
     """
 
     train: ReviewDataset
@@ -120,6 +141,8 @@ class TrainingData:
     labels: tuple[str, ...]
     label_tokens: LabelTokens
     pad_token_id: int
+    auxiliary: tuple[Auxiliary, ...] = ()
+    train_targets: np.ndarray | None = None
 
 
 def fit(
@@ -157,11 +180,15 @@ def fit(
     model.train()
     while progress.step < total and not _patience_over(progress, train):
         groups = step_groups(data.train.lengths, train, progress.epoch)
+        beside = [auxiliary_groups(task, len(groups), train.seed, progress.epoch) for task in data.auxiliary]
         while progress.position < len(groups) and progress.step < total:
             started = time.perf_counter()
             group = groups[progress.position]
             rate = learning_rate(progress.step, total, train)
-            loss, weight = _step(scorer, optimizer, data, group, train, rate, class_weights, first=progress.step == 0)
+            extra = [parts[progress.position] for parts in beside]
+            loss, weight = _step(
+                scorer, optimizer, data, group, extra, train, rate, class_weights, first=progress.step == 0
+            )
             progress = replace(
                 progress, step=progress.step + 1, position=progress.position + 1,
                 epoch_loss=progress.epoch_loss + loss, epoch_weight=progress.epoch_weight + weight,
@@ -202,6 +229,23 @@ def step_groups(lengths: np.ndarray, train: TrainConfig, epoch: int) -> list[lis
     return [batches[start : start + size] for start in range(0, len(batches), size)]
 
 
+def auxiliary_groups(task: Auxiliary, steps: int, seed: int, epoch: int) -> list[np.ndarray]:
+    """The reviews of a further task that go beside each step of an epoch.
+
+    Args:
+        task: The task.
+        steps: Optimiser steps of the epoch.
+        seed: The run's seed.
+        epoch: Which pass, from 0.
+
+    Returns:
+        One index array per step, of even sizes; together the task's share of its reviews, drawn anew each epoch.
+    """
+    generator = np.random.Generator(np.random.PCG64([seed, epoch, 2]))  # 2: not the stream of the main order
+    chosen = generator.permutation(len(task.reviews))[: round(task.share * len(task.reviews))]
+    return np.array_split(chosen, steps)
+
+
 def total_steps(lengths: np.ndarray, train: TrainConfig) -> int:
     """Optimiser steps of a run that is not stopped early."""
     whole_epochs = math.floor(train.num_train_epochs)
@@ -234,26 +278,37 @@ def _step(
     optimizer: torch.optim.Optimizer,
     data: TrainingData,
     group: list[np.ndarray],
+    extra: list[np.ndarray],
     train: TrainConfig,
     rate: float,
     class_weights: torch.Tensor,
     *,
     first: bool,
 ) -> tuple[float, float]:
-    """One optimiser step over the batches of `group`; returns the summed loss and its weight."""
+    """One optimiser step over the batches of `group` and, for each further task, `extra`.
+
+    Returns the main task's summed loss and its weight.
+    """
     device = class_weights.device
     model = module_of(scorer)
     half = next(model.parameters()).dtype == torch.float16
     scale = FP16_LOSS_SCALE if half else 1.0
+    objective = Objective(train.loss, train.label_smoothing, train.focal_gamma, train.ordinal_power)
     optimizer.zero_grad(set_to_none=True)
     loss_total, weight_total = 0.0, 0.0
     for indexes in group:
         batch = data.train.batch(indexes, data.pad_token_id).to(device)
         classes = torch.from_numpy(data.train_classes[indexes]).to(device)
-        loss, weight = loss_sum(scorer, batch, classes, data.label_tokens, loss=train.loss, class_weights=class_weights)
+        soft = None if data.train_targets is None else torch.from_numpy(data.train_targets[indexes]).to(device)
+        loss, weight = loss_sum(
+            scorer, batch, classes, data.label_tokens,
+            objective=objective, class_weights=class_weights, targets=soft,
+        )  # fmt: skip
         (loss * scale).backward()
         loss_total += loss.item()
         weight_total += weight
+    for task, indexes in zip(data.auxiliary, extra, strict=True):
+        _add_auxiliary(scorer, task, indexes, data.pad_token_id, objective, scale, device)
     if not math.isfinite(loss_total):
         msg = (
             f"the loss is {loss_total} at reviews {sorted(int(i) for i in np.concatenate(group))[:8]} ...; "
@@ -273,6 +328,28 @@ def _step(
         settings["lr"] = rate
     optimizer.step()
     return loss_total, weight_total
+
+
+def _add_auxiliary(
+    scorer: Scorer,
+    task: Auxiliary,
+    indexes: np.ndarray,
+    pad_token_id: int,
+    objective: Objective,
+    scale: float,
+    device: torch.device,
+) -> None:
+    """Add a further task's gradients to those at hand; its classes all count alike.
+
+    What it counts is relative to the main task's reviews, whose weight the caller divides by.
+    """
+    if not len(indexes):
+        return
+    batch = task.reviews.batch(indexes, pad_token_id).to(device)
+    classes = torch.from_numpy(task.classes[indexes]).to(device)
+    even = torch.ones(len(task.label_tokens.ids), device=device)
+    loss, _ = loss_sum(scorer, batch, classes, task.label_tokens, objective=objective, class_weights=even)
+    (loss * (scale * task.weight)).backward()
 
 
 def _check_gradients(model: torch.nn.Module) -> None:
