@@ -22,7 +22,9 @@ from rxtone.data.reviews import Review, parse_rule, read_reviews
 from rxtone.data.splits import folds
 from rxtone.data.tables import read_table
 from rxtone.evaluation.baselines import TFIDF_FIELDS, fit_baselines
+from rxtone.stats.bootstrap import bootstrap
 from rxtone.stats.metrics import confusion_counts, metric_arrays
+from rxtone.stats.significance import paired_differences
 
 FIGURES = ("accuracy", "macro_f1", "kappa", "quadratic_kappa")
 RESAMPLES = 10_000
@@ -38,9 +40,7 @@ def figures(truth: Indexes, guess: Indexes, labels: Sequence[str]) -> dict[str, 
     return named | {f"f1_{label}": float(value) for label, value in zip(labels, found["f1"], strict=True)}
 
 
-def paired_bootstrap(
-    truth: Indexes, first: Indexes, second: Indexes, n_labels: int, seed: int
-) -> dict[str, tuple[float, float, float]]:
+def ahead(truth: Indexes, first: Indexes, second: Indexes, n_labels: int) -> dict[str, tuple[float, float, float]]:
     """How far `first` is ahead of `second` on the same rows.
 
     Args:
@@ -48,27 +48,17 @@ def paired_bootstrap(
         first: Predictions of the one, (n,).
         second: Predictions of the other, (n,).
         n_labels: Number of labels.
-        seed: Seed of the resampling.
 
     Returns:
-        For each headline figure the difference and its 95% percentile interval over 10,000 resamples of the rows.
+        For each headline figure the difference and its 95% paired bootstrap interval over rows.
     """
-    rng = np.random.default_rng(seed)
-    cells, counts = np.unique(np.stack([truth, first, second]), axis=1, return_counts=True)
-    draws = rng.multinomial(len(truth), counts / counts.sum(), size=RESAMPLES)  # rows with equal answers are alike
-    ahead: dict[str, tuple[float, float, float]] = {}
-    tables = []
-    for predicted in cells[1:]:
-        place = cells[0] * (n_labels + 1) + predicted
-        member = np.zeros((len(place), n_labels * (n_labels + 1)), dtype=np.int64)
-        member[np.arange(len(place)), place] = 1
-        both = np.concatenate([counts[None], draws]) @ member
-        tables.append(metric_arrays(both.reshape(-1, n_labels, n_labels + 1)))
-    for name in FIGURES:
-        difference = tables[0][name] - tables[1][name]
-        low, high = np.quantile(difference[1:], [0.025, 0.975])
-        ahead[name] = (float(difference[0]), float(low), float(high))
-    return ahead
+    sample = bootstrap(truth, [first, second], n_labels, n_resamples=RESAMPLES)
+    found = {}
+    for difference in paired_differences(sample, 0, 1):
+        if difference.label is None and difference.metric in FIGURES:
+            low, high = difference.interval or (difference.value, difference.value)
+            found[difference.metric] = (difference.value, low, high)
+    return found
 
 
 def answers(classifier: Classifier, reviews: list[Review]) -> Indexes:
@@ -151,7 +141,7 @@ def summarise(
         },
         "folds": by_fold,
         "tuned_minus": {
-            name: paired_bootstrap(truth, guesses["tuned"], guess, len(labels), seed=0)
+            name: ahead(truth, guesses["tuned"], guess, len(labels))
             for name, guess in everyone.items()
             if name != "tuned"
         },
