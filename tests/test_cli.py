@@ -13,6 +13,7 @@ from tiny import tiny_values, write_tiny_table
 from rxtone import api
 from rxtone.cli import main
 from rxtone.config import check_recipe
+from rxtone.training.checkpoint import newest_checkpoint
 
 
 @pytest.fixture
@@ -196,18 +197,66 @@ def test_config_commands_print_what_they_promise(rxtone):
     assert "properties" in json.loads(rxtone("config", "schema")[1])
 
 
-def test_an_interrupt_exits_with_130(tmp_path, recipe_file):
-    command = [sys.executable, "-m", "rxtone", "train", str(recipe_file), "--out", str(tmp_path / "run")]
-    command += ["--set", "train.num_train_epochs=500"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        for line in process.stderr:
-            if line.startswith("epoch"):
-                break
-        process.send_signal(signal.SIGINT)
+def started(recipe_file, out, *options):
+    """`rxtone train` in a process of its own, in the middle of its steps."""
+    command = [sys.executable, "-m", "rxtone", "train", str(recipe_file), "--out", str(out)]
+    command += ["--set", "train.num_train_epochs=500", *options]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    for line in process.stderr:
+        if line.startswith("epoch"):
+            return process
+    raise AssertionError(process.wait())
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_finishes_the_step_saves_it_and_has_its_exit_code(tmp_path, recipe_file, number, code):
+    with started(recipe_file, tmp_path / "run") as process:
+        process.send_signal(number)
         rest = process.stderr.read()
-        assert process.wait(timeout=60) == 130
+        assert process.wait(timeout=60) == code
     assert "interrupted; the last checkpoint is kept" in rest
     assert "Traceback" not in rest
+    steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    newest = newest_checkpoint(tmp_path / "run" / "checkpoints")
+    assert newest.name == f"step-{steps[-1]:06d}"
+    assert not (tmp_path / "run" / ".lock").exists()
+
+
+def test_a_second_signal_stops_at_once_and_a_whole_state_stays(tmp_path, recipe_file):
+    with started(recipe_file, tmp_path / "run", "--set", "train.checkpoint_every=5") as process:
+        process.send_signal(signal.SIGSTOP)  # so that both are there before it can react to the first
+        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGCONT)
+        rest = process.stderr.read()
+        assert process.wait(timeout=60) in {130, 143}
+    assert "stopped at once" in rest
+    assert newest_checkpoint(tmp_path / "run" / "checkpoints") is not None
+
+
+def test_an_unforeseen_error_shows_the_way_and_no_data(rxtone, monkeypatch, tiny_run):
+    def broken(*_, **__):
+        raise KeyError("zebrafish quokka")
+
+    monkeypatch.setattr("rxtone.cli_work._predict_texts", broken)
+    code, _, err = rxtone("predict", tiny_run, "--text", "zebrafish quokka")
+    assert code == 1
+    assert "test_cli.py" in err
+    assert "error: KeyError inside rxtone, id " in err
+    assert "quokka" not in err
+
+
+def test_train_logs_json_where_it_is_asked_to(rxtone, recipe_file, tmp_path):
+    code, _, err = rxtone(
+        "train", recipe_file, "--out", tmp_path / "run", "--set", "train.max_steps=2", "--log-json",
+        "--set", "evaluation.enabled=false",
+    )  # fmt: skip
+    lines = [json.loads(line) for line in err.splitlines()]
+    assert code == 0
+    assert [line["event"] for line in lines] == [
+        "DataReady", "AdapterReady", "StepDone", "StepDone", "EvalDone", "CheckpointSaved",
+    ]  # fmt: skip
+    assert (lines[2]["level"], lines[2]["step"], lines[2]["reviews"]) == ("info", 1, 8)
 
 
 def test_compare_tells_two_runs_apart(rxtone, tiny_run, tiny_base, tiny_table, tmp_path):

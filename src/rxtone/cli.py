@@ -15,7 +15,7 @@ import typer
 
 from rxtone import cli_judge as judge
 from rxtone import cli_work as work
-from rxtone.cli_options import SetOption, load_classifier, print_metrics
+from rxtone.cli_options import LogJsonOption, SetOption, load_classifier, print_metrics
 from rxtone.errors import RecipeError, RxtoneError
 
 app = typer.Typer(
@@ -41,10 +41,12 @@ def train(
     overrides: SetOption = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder of the run.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue what is in --out.")] = False,
+    log_json: LogJsonOption = False,
 ) -> None:
     """Train an adapter, prove that it reloads, evaluate it on held-out reviews, write a report."""
     from rxtone import api, config, pipeline, progress
     from rxtone.model.base import quiet_transformers
+    from rxtone.stopping import stop_on_signals
 
     quiet_transformers()
     resolved = config.load_recipe(recipe, overrides or [])
@@ -52,12 +54,16 @@ def train(
         msg = "--resume: say which run with --out DIR"
         raise RecipeError(msg)
     folder = out or api.default_out(Path(recipe).stem)
-    try:
-        evaluation = progress.show(pipeline.train(resolved, folder, resume=resume))
-    except KeyboardInterrupt:
-        again = f"rxtone train {recipe} ... --out {folder} --resume"
-        print(f"interrupted; the last checkpoint is kept, continue with: {again}", file=sys.stderr)
-        raise typer.Exit(130) from None
+    with stop_on_signals() as stop:
+        evaluation, interrupted = None, False
+        try:
+            evaluation = progress.show(pipeline.train(resolved, folder, resume=resume, stop=stop), as_json=log_json)
+        except KeyboardInterrupt:
+            interrupted = True
+        if interrupted or stop.wanted():
+            again = f"rxtone train {recipe} ... --out {folder} --resume"
+            print(f"interrupted; the last checkpoint is kept, continue with: {again}", file=sys.stderr)
+            raise typer.Exit(stop.exit_code())
     if evaluation is not None:
         print_metrics(evaluation.metrics)
     environment = json.loads((folder / "environment.json").read_text("utf-8"))["training"]
@@ -78,7 +84,7 @@ def demo(
     from rxtone.config import cache_dir
     from rxtone.data.tables import read_table
 
-    train("demo", overrides, out, False)
+    train("demo", overrides, out)
     classifier = load_classifier(str(out), None, None)
     table = read_table("sample:test", cache_dir()).frame.head(5)
     columns = list(classifier.spec.text_fields.values())
@@ -129,9 +135,23 @@ def config_schema() -> None:
 
 
 def main() -> None:
-    """Run the command; every explained error becomes one message and its exit code."""
+    """Run the command; every error becomes one message and its exit code.
+
+    An error that nobody foresaw is told by its type and the way to it. Its own message may quote a review,
+    so it is left out.
+    """
     try:
         app(standalone_mode=True)
     except RxtoneError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except Exception as error:
+        from rxtone.logs import new_id, stack
+
+        print("\n".join(f"  {line}" for line in stack(error)), file=sys.stderr)
+        print(
+            f"error: {type(error).__name__} inside rxtone, id {new_id()}. Its message may "
+            "quote data and is not shown: call the same from Python to see it, and please report the lines above",
+            file=sys.stderr,
+        )
+        sys.exit(1)

@@ -20,6 +20,7 @@ RecipeOption = Annotated[str | None, typer.Option("--recipe", help="Prompt, labe
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="GROUP.KEY=VALUE", help="Override a key of the recipe.")
 ]
+LogJsonOption = Annotated[bool, typer.Option("--log-json", help="Log as JSON lines on standard error.")]
 PrecisionOption = Annotated[str | None, typer.Option("--precision", help="fp32, bf16, fp16 or auto.")]
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rxtone.cli_options import BaseOption, PrecisionOption, RecipeOption, RunArgument, load_classifier
+from rxtone.cli_options import BaseOption, LogJsonOption, PrecisionOption, RecipeOption, RunArgument, load_classifier
 from rxtone.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -101,11 +101,14 @@ def serve(
     base: BaseOption = None,
     recipe: RecipeOption = None,
     precision: PrecisionOption = None,
+    log_json: LogJsonOption = False,
 ) -> None:
     """Serve a page and an API for one run or several."""
     from rxtone.config import load_recipe
+    from rxtone.logs import start_logging
     from rxtone.model.base import quiet_transformers
 
+    start_logging(as_json=log_json)
     try:
         from rxtone.serving.server import run_server
     except ImportError as error:

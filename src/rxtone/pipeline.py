@@ -23,8 +23,10 @@ from rxtone.model.lora import AdapterSummary, add_adapter, peft_state, save_adap
 from rxtone.model.scoring import Scorer, label_token_ids, log_probabilities, plan_scorer, score_dataset
 from rxtone.preparation import Prepared, label_indexes, prepare, truncation_record, with_free_text
 from rxtone.reload import check_reload
-from rxtone.run import RunFolder, atomic_folder, create_run, truncate_log, write_json, write_text
+from rxtone.run import RunFolder, atomic_folder, truncate_log, write_json, write_text
+from rxtone.run_lock import hold_run
 from rxtone.stats.policy import fit_policy
+from rxtone.stopping import Stop
 from rxtone.tracking import check_trackers, open_trackers
 from rxtone.training.checkpoint import newest_checkpoint, read_progress
 from rxtone.training.loop import Auxiliary, Event, TrainingData, fit
@@ -88,13 +90,14 @@ class Evaluated:
 StoryEvent = Event | DataReady | AdapterReady | Reloaded | Evaluated
 
 
-def train(recipe: Recipe, out: Path, *, resume: bool = False) -> Iterator[StoryEvent]:
+def train(recipe: Recipe, out: Path, *, resume: bool = False, stop: Stop | None = None) -> Iterator[StoryEvent]:
     """Run a recipe into a run folder.
 
     Args:
         recipe: The whole experiment.
         out: Folder of the run.
         resume: Continue what is there; a finished run is left as it is.
+        stop: A wish to stop, looked at between two steps; then all is saved and the iterator ends.
 
     Yields:
         What happened, in order: data, adapter, steps, validations, checkpoints, reload, evaluation.
@@ -102,20 +105,23 @@ def train(recipe: Recipe, out: Path, *, resume: bool = False) -> Iterator[StoryE
     Raises:
         RxtoneError: With the branch that says what was wrong; what was saved before stays usable.
     """
+    stop = stop or Stop()
     check_trackers(recipe)
-    run = create_run(out, resume=resume)
-    if resume:
-        _check_same_recipe(run, recipe)
-    if not run.finished():
-        yield from _train_adapter(recipe, run)
-    if recipe.evaluation.enabled and not (run.evaluation / "metrics.json").is_file():
-        prepared = prepare(recipe.data, recipe.train.seed)
-        classifier = load(run.adapter, base=_local_base(recipe))
-        evaluation = judge(classifier, recipe, prepared)
-        yield Evaluated(evaluation, write_evaluation(run, classifier, recipe, prepared, evaluation))
+    with hold_run(out, resume=resume) as run:
+        if resume:
+            _check_same_recipe(run, recipe)
+        if not run.finished():
+            yield from _train_adapter(recipe, run, stop)
+        if stop.wanted():
+            return
+        if recipe.evaluation.enabled and not (run.evaluation / "metrics.json").is_file():
+            prepared = prepare(recipe.data, recipe.train.seed)
+            classifier = load(run.adapter, base=_local_base(recipe))
+            evaluation = judge(classifier, recipe, prepared)
+            yield Evaluated(evaluation, write_evaluation(run, classifier, recipe, prepared, evaluation))
 
 
-def _train_adapter(recipe: Recipe, run: RunFolder) -> Iterator[StoryEvent]:
+def _train_adapter(recipe: Recipe, run: RunFolder, stop: Stop) -> Iterator[StoryEvent]:
     prepared = prepare(recipe.data, recipe.train.seed, recipe.auxiliary)
     device = default_device()
     base = load_base(recipe.model.base, revision=recipe.model.revision, precision=recipe.model.precision, device=device)
@@ -133,10 +139,13 @@ def _train_adapter(recipe: Recipe, run: RunFolder) -> Iterator[StoryEvent]:
     engine = "reference" if scorer is model else "fast"
     yield AdapterReady(summary, base.precision, str(device), engine, notice, resumed)
     trackers = open_trackers(run, recipe)
-    for event in fit(scorer, data, recipe.train, run.checkpoints, resume_from=checkpoint):
-        for track in trackers:
-            track(event)
-        yield event
+    with stop.after_the_step():
+        for event in fit(scorer, data, recipe.train, run.checkpoints, resume_from=checkpoint, stop=stop):
+            for track in trackers:
+                track(event)
+            yield event
+    if stop.wanted():
+        return
     log_probs = log_probabilities(_validation_scores(scorer, data))
     fitted = fit_policy(
         log_probs, data.validation_classes, operating_point=recipe.evaluation.operating_point, seed=recipe.train.seed

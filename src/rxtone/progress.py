@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from rxtone.logs import json_line
 from rxtone.pipeline import AdapterReady, DataReady, Evaluated, Reloaded
-from rxtone.training.loop import EvalDone, StepDone
+from rxtone.tracking import event_record
+from rxtone.training.loop import EvalDone, MemoryShort, StepDone
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -21,15 +23,18 @@ PLAIN_EVERY = 10
 """Steps between lines where there is no terminal."""
 
 
-def show(events: Iterable[StoryEvent]) -> Evaluation | None:
+def show(events: Iterable[StoryEvent], *, as_json: bool = False) -> Evaluation | None:
     """Draw a run while it happens.
 
     Args:
         events: What `pipeline.train` yields.
+        as_json: Write each event as a line of JSON instead.
 
     Returns:
         The evaluation, if there was one.
     """
+    if as_json:
+        return _show_json(events)
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     evaluation = None
     for event in _with_bar(events, console) if console.is_terminal else _with_lines(events):
@@ -38,6 +43,17 @@ def show(events: Iterable[StoryEvent]) -> Evaluation | None:
             console.print(f"report: {event.report}")
         elif (line := _line(event)) is not None:
             console.print(line)
+    return evaluation
+
+
+def _show_json(events: Iterable[StoryEvent]) -> Evaluation | None:
+    evaluation = None
+    for event in events:
+        if isinstance(event, Evaluated):
+            evaluation = event.evaluation
+        facts = event_record(event) if isinstance(event, StepDone | EvalDone) else None
+        line = json_line("info", _line(event) or type(event).__name__, event=type(event).__name__, **(facts or {}))
+        print(line, file=sys.stderr, flush=True)
     return evaluation
 
 
@@ -98,6 +114,11 @@ def _line(event: StoryEvent) -> str | None:
             f"epoch {event.epoch:.2f}: mean training loss {event.train_loss:.4f}, validation loss "
             f"{event.validation_loss:.4f}, macro-F1 {event.validation_macro_f1:.4f}{mark}"
             + (never if event.never_predicted else "")
+        )
+    if isinstance(event, MemoryShort):
+        return (
+            f"notice: memory was too short at step {event.step}; from here each batch is computed in {event.parts} "
+            "parts that are added up: the same steps, only slower"
         )
     if isinstance(event, Reloaded):
         check = event.check

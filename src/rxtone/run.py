@@ -18,12 +18,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError
+
 from rxtone.errors import RunError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 MANIFEST = "manifest.json"
+MANIFEST_BYTES = 1 << 20
+"""Longer ones are none of ours."""
+LOCK = ".lock"
+"""Held by the process that works in a run folder (see `rxtone.run_lock`)."""
+DISK_ERRORS = (OSError, SafetensorError)
+"""What a disk that refuses raises; safetensors has a type of its own for it."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +141,7 @@ def create_run(path: Path, *, resume: bool) -> RunFolder:
     if not resume and run.has_training_state():
         msg = f"{path}: already holds a run; add --resume to continue it, or choose another --out"
         raise RunError(msg)
-    if not resume and path.is_dir() and any(path.iterdir()):
+    if not resume and path.is_dir() and any(entry.name != LOCK for entry in path.iterdir()):
         msg = f"{path}: expected an empty or new folder for the run, found other files; choose another --out"
         raise RunError(msg)
     try:
@@ -141,7 +149,22 @@ def create_run(path: Path, *, resume: bool) -> RunFolder:
     except OSError as error:
         msg = f"{path}: cannot make the run folder: {error.strerror}"
         raise RunError(msg) from None
+    _refuse_links_out(run)
     return run
+
+
+def clear_leftovers(run: RunFolder) -> None:
+    """Remove what a killed process left half-written; only the holder of the run's lock may call this.
+
+    Args:
+        run: An existing run folder.
+    """
+    for folder in (run.path, run.checkpoints, run.evaluation):
+        for path in [*folder.glob(".*.tmp"), *folder.glob(".*.old")]:
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -187,9 +210,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
         _sync(temporary)
         temporary.replace(path)
         _sync(path.parent)
-    except OSError as error:
-        msg = f"{path}: cannot be written: {error.strerror or error}; nothing was changed"
-        raise RunError(msg) from None
+    except DISK_ERRORS as error:
+        raise RunError(_refused(path, error)) from None
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -223,19 +245,30 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         temporary.rename(path)
         _sync(path.parent)
         shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
-        msg = f"{path}: cannot be written: {error.strerror or error}; nothing was changed"
-        raise RunError(msg) from None
+    except DISK_ERRORS as error:
+        raise RunError(_refused(path, error)) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 def whole(folder: Path) -> bool:
-    """Whether a folder written by `atomic_folder` is exactly as it was written."""
+    """Whether a folder written by `atomic_folder` is exactly as it was written.
+
+    A manifest may be foreign: only plain files inside the folder are opened, so that no name in it leads
+    elsewhere or to something that never ends.
+    """
     try:
+        if (folder / MANIFEST).stat().st_size > MANIFEST_BYTES:
+            return False
         manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
-        return bool(manifest) and all(file_sha256(folder / name) == digest for name, digest in manifest.items())
-    except (OSError, ValueError, AttributeError):
+        inside = folder.resolve()
+        return bool(manifest) and all(
+            (folder / name).resolve().is_relative_to(inside)
+            and (folder / name).is_file()
+            and file_sha256(folder / name) == digest
+            for name, digest in manifest.items()
+        )
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError):
         return False
 
 
@@ -246,9 +279,20 @@ def file_sha256(path: Path) -> str:
 
 
 def append_json_line(path: Path, record: Mapping[str, Any]) -> None:
-    """Append one JSON line (see `write_json` for numbers that are not finite)."""
-    with path.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(_finite(dict(record)), allow_nan=False) + "\n")
+    """Append one JSON line (see `write_json` for numbers that are not finite).
+
+    Args:
+        path: The log.
+        record: What happened.
+
+    Raises:
+        RunError: If the disk refuses.
+    """
+    try:
+        with path.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(_finite(dict(record)), allow_nan=False) + "\n")
+    except OSError as error:
+        raise RunError(_refused(path, error)) from None
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
@@ -289,6 +333,21 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _refused(path: Path, error: Exception) -> str:
+    reason = getattr(error, "strerror", None) or str(error)
+    return f"{path}: cannot be written: {reason}; nothing was changed. Free or unlock the disk and start again"
+
+
+def _refuse_links_out(run: RunFolder) -> None:
+    """A run folder may come from elsewhere: what is written into it must stay in it."""
+    inside = run.path.resolve()
+    for path in (run.config, run.data, run.metrics_log, run.environment, run.checkpoints, run.adapter,
+                 run.evaluation, run.tensorboard):  # fmt: skip
+        if path.is_symlink() and not path.resolve().is_relative_to(inside):
+            msg = f"{path}: a link that leads out of the run folder; replace it by what it points to"
+            raise RunError(msg)
 
 
 def _finite(value: Any) -> Any:

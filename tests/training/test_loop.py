@@ -1,5 +1,6 @@
 import math
 from dataclasses import replace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -11,11 +12,14 @@ from rxtone.model.base import load_base
 from rxtone.model.batches import ReviewDataset
 from rxtone.model.lora import adapter_state, add_adapter
 from rxtone.model.scoring import LabelTokens, log_probabilities, score_dataset
+from rxtone.stopping import Stop
+from rxtone.training import loop
 from rxtone.training.checkpoint import newest_checkpoint
 from rxtone.training.loop import (
     Auxiliary,
     CheckpointSaved,
     EvalDone,
+    MemoryShort,
     StepDone,
     TrainingData,
     auxiliary_groups,
@@ -252,3 +256,90 @@ def test_a_resumed_run_with_a_further_task_goes_on_the_same(tiny_base, tmp_path)
     )
     losses += [event.loss for event in rest if isinstance(event, StepDone)]
     assert losses == whole
+
+
+def short_of_memory(call, most):
+    """`loss_sum` on a device that holds `most` reviews from its n-th call on."""
+    calls = []
+
+    def measured(scorer, batch, *arguments, **options):
+        calls.append(len(batch.rows))
+        if len(calls) >= call and len(batch.rows) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(scorer, batch, *arguments, **options)
+
+    real = loop.loss_sum
+    return mock.patch.object(loop, "loss_sum", measured)
+
+
+@pytest.mark.parametrize(("call", "most", "parts"), [(1, 4, [2]), (1, 1, [8]), (7, 3, [4])])
+def test_a_lack_of_memory_parts_the_batches_and_changes_no_step(tiny_base, tmp_path, call, most, parts):
+    train = settings(num_train_epochs=3)
+    whole, whole_events = run(tiny_base, tmp_path / "a", train)
+    with short_of_memory(call, most):
+        parted, events = run(tiny_base, tmp_path / "b", train)
+    assert [event.parts for event in events if isinstance(event, MemoryShort)] == parts
+    losses = [[event.loss for event in events if isinstance(event, StepDone)] for events in (whole_events, events)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+    for name, tensor in adapter_state(whole).items():
+        torch.testing.assert_close(adapter_state(parted)[name], tensor, rtol=0.02, atol=2e-3)
+
+
+def test_gradients_of_a_failed_try_are_not_counted(tiny_base, tmp_path):
+    """The second batch of a step fails: what the first added must not stay."""
+    train = settings(max_steps=1, per_device_train_batch_size=4, gradient_accumulation_steps=2)
+    whole, _ = run(tiny_base, tmp_path / "a", train)
+    with short_of_memory(2, 2):
+        parted, _ = run(tiny_base, tmp_path / "b", train)
+    for name, tensor in adapter_state(whole).items():
+        torch.testing.assert_close(adapter_state(parted)[name], tensor, rtol=0, atol=1e-3)
+
+
+def test_memory_too_short_for_one_review_is_one_clear_error(tiny_base, tmp_path):
+    with (
+        short_of_memory(1, 0),
+        pytest.raises(RunError, match=r"out of memory with a single review of up to \d+ tokens"),
+    ):
+        run(tiny_base, tmp_path, settings())
+
+
+def test_weights_that_are_not_finite_are_never_saved(tiny_base, tmp_path):
+    model = adapted(tiny_base)
+    saved = []
+    with pytest.raises(RunError, match="after step 2 .* not finite; this state was not saved"):
+        for event in fit(model, toy_data(), settings(checkpoint_every=1), tmp_path / "checkpoints"):
+            if isinstance(event, CheckpointSaved):
+                saved.append(event.step)
+            if isinstance(event, StepDone) and event.step == 2:
+                with torch.no_grad():
+                    next(p for name, p in model.named_parameters() if "lora_B" in name)[0, 0] = math.inf
+    assert saved == [1]
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000001"]
+
+
+@pytest.mark.parametrize("at", [1, 3, 9])  # in a pass, at its end, at the run's end
+def test_a_wish_to_stop_saves_the_step_and_the_run_goes_on_from_there(tiny_base, tmp_path, at):
+    train = settings(num_train_epochs=3)
+    full, full_events = run(tiny_base, tmp_path / "full", train, dropout=0.3)
+    stop = Stop()
+    events = []
+    with stop.after_the_step():
+        for event in fit(adapted(tiny_base, 0.3), toy_data(), train, tmp_path / "checkpoints", stop=stop):
+            events.append(event)
+            if isinstance(event, StepDone) and event.step == at:
+                stop.ask(15)
+    assert isinstance(events[-1], CheckpointSaved)
+    assert (events[-1].step, stop.exit_code()) == (at, 143)
+    resumed, rest = run(tiny_base, tmp_path, train, dropout=0.3, resume_from=events[-1].path)
+    for name, tensor in adapter_state(full).items():
+        assert torch.equal(adapter_state(resumed)[name], tensor), name
+    scores = [
+        [event.validation_macro_f1 for event in part if isinstance(event, EvalDone)]
+        for part in (full_events, events + rest)
+    ]
+    assert scores[0] == scores[1]
+
+
+def test_a_wish_outside_of_the_loop_ends_the_work():
+    with pytest.raises(KeyboardInterrupt):
+        Stop().ask(2)

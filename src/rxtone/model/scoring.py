@@ -17,6 +17,7 @@ import torch
 from rxtone.errors import RecipeError
 from rxtone.model.batches import IGNORE, scoring_batches
 from rxtone.model.engine import Engine, Unsupported, unpad
+from rxtone.model.memory import out_of_memory, split
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -173,9 +174,16 @@ def score_dataset(
     model.eval()
     try:
         with torch.inference_mode():
-            for indexes in scoring_batches(dataset.lengths, batch_size=batch_size):
-                batch = dataset.batch(indexes, pad_token_id).to(device)
-                scores[indexes] = score_labels(scorer, batch, label_tokens).cpu().numpy()
+            waiting = scoring_batches(dataset.lengths, batch_size=batch_size)
+            while waiting:
+                indexes = waiting.pop(0)
+                try:
+                    batch = dataset.batch(indexes, pad_token_id).to(device)
+                    scores[indexes] = score_labels(scorer, batch, label_tokens).cpu().numpy()
+                except (RuntimeError, MemoryError) as error:
+                    if len(indexes) == 1 or not out_of_memory(error):
+                        raise
+                    waiting = split([indexes, *waiting], 2)  # all of them: the longest come first
     finally:
         model.train(training)
     return scores

@@ -111,6 +111,7 @@ def _add_predict_batch(app: FastAPI, service: Service) -> None:
                 async for window in windows:
                     yield _lines(window, top_k)
             except RequestError as error:
+                error.log()
                 yield json.dumps(error.body()).encode() + b"\n"
 
         return StreamingResponse(lines(), media_type="application/x-ndjson")

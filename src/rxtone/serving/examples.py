@@ -90,7 +90,11 @@ _ERROR: dict[str, Any] = {
     "properties": {
         "error": {
             "type": "object",
-            "properties": {"code": {"type": "string"}, "message": {"type": "string"}},
+            "properties": {
+                "code": {"type": "string"},
+                "message": {"type": "string"},
+                "id": {"type": "string", "description": "Stands in the server's log too."},
+            },
         }
     },
 }

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from starlette.datastructures import Headers, MutableHeaders
 
+from rxtone.logs import place
 from rxtone.serving.auth import bearer_fits, is_loopback
 from rxtone.serving.limits import Limits, RequestError
 
@@ -83,8 +84,12 @@ class Guard:
         except Exception as error:
             # The message may quote what a client sent; type and place are enough to find the fault.
             if not exchange.refused:
-                logger.error("%s: %s at %s", self._known(path), type(error).__name__, _place(error))
-                await exchange.refuse(RequestError(500, "internal", "an error in the server; see its log"))
+                told = RequestError(500, "internal", "an error in the server; its log has more under this id")
+                logger.error(
+                    "%s at %s: %s at %s", told.id, self._known(path), type(error).__name__, place(error),
+                    extra={"id": told.id, "path": self._known(path), "place": place(error)},
+                )  # fmt: skip
+                await exchange.refuse(told)
         finally:
             self._held -= exchange.held
             self._metrics.request(self._known(path), exchange.status, time.perf_counter() - started)
@@ -206,10 +211,3 @@ class _Exchange:
                     thrown += len(message.get("body", b""))
                     if message["type"] != "http.request" or not message.get("more_body", False):
                         return
-
-
-def _place(error: Exception) -> str:
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return "?" if trace is None else f"{trace.tb_frame.f_code.co_filename.rpartition('/')[2]}:{trace.tb_lineno}"

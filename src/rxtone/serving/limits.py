@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 from starlette.responses import JSONResponse
+
+from rxtone.logs import new_id
+
+logger = logging.getLogger("rxtone.serving")
 
 
 @dataclass(frozen=True)
@@ -58,9 +63,11 @@ class RequestError(Exception):
         self.code = code
         self.message = message
         self.retry_after = retry_after
+        self.id = new_id()
 
     def response(self) -> JSONResponse:
-        """The refusal as JSON."""
+        """The refusal as JSON; the log repeats its id."""
+        self.log()
         headers = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
         if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
@@ -68,4 +75,8 @@ class RequestError(Exception):
 
     def body(self) -> dict[str, dict[str, str]]:
         """What the JSON says."""
-        return {"error": {"code": self.code, "message": self.message}}
+        return {"error": {"code": self.code, "message": self.message, "id": self.id}}
+
+    def log(self) -> None:
+        """Note the refusal: its id and its kind, nothing that the client sent."""
+        logger.info("refused", extra={"id": self.id, "code": self.code, "status": self.status})

@@ -14,9 +14,10 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from rxtone.errors import RunError
+from rxtone.errors import ModelError, RunError
 from rxtone.model.lora import adapter_state, set_adapter_state
 from rxtone.run import atomic_folder, whole
 
@@ -67,11 +68,16 @@ def save_checkpoint(folder: Path, model: PeftModel, optimizer: torch.optim.Optim
 
     Returns:
         The new checkpoint's folder.
+
+    Raises:
+        RunError: If a value is not finite, or the disk refuses; nothing is written then, and nothing dropped.
     """
     target = folder / f"step-{progress.step:06d}"
+    adapter, moments = adapter_state(model), _optimizer_tensors(model, optimizer)
+    _refuse_non_finite(adapter | moments, progress.step)
     with atomic_folder(target) as temporary:
-        save_file(adapter_state(model), temporary / ADAPTER)
-        save_file(_optimizer_tensors(model, optimizer), temporary / OPTIMIZER)
+        save_file(adapter, temporary / ADAPTER)
+        save_file(moments, temporary / OPTIMIZER)
         save_file(_random_state(), temporary / RANDOM)
         (temporary / PROGRESS).write_text(json.dumps(asdict(progress)), "utf-8")
     for step, path in _numbered(folder):
@@ -91,10 +97,12 @@ def newest_checkpoint(folder: Path) -> Path | None:
 def read_progress(checkpoint: Path) -> Progress:
     """Where the run stood at a checkpoint."""
     try:
-        return Progress(**json.loads((checkpoint / PROGRESS).read_text("utf-8")))
-    except (TypeError, ValueError, OSError) as error:
+        progress = Progress(**json.loads((checkpoint / PROGRESS).read_text("utf-8")))
+        _check_types(progress)
+    except (TypeError, ValueError, OSError, RecursionError) as error:
         msg = f"{checkpoint}: its {PROGRESS} cannot be used: {error}; remove this checkpoint and resume again"
         raise RunError(msg) from None
+    return progress
 
 
 def load_checkpoint(checkpoint: Path, model: PeftModel, optimizer: torch.optim.Optimizer) -> Progress:
@@ -107,20 +115,57 @@ def load_checkpoint(checkpoint: Path, model: PeftModel, optimizer: torch.optim.O
 
     Returns:
         The progress; adapter, optimiser and random generators are restored in place.
+
+    Raises:
+        RunError: If its files are not those of this run.
     """
+    progress = read_progress(checkpoint)
+    try:
+        _restore(checkpoint, model, optimizer)
+    except (SafetensorError, ModelError, RuntimeError, TypeError, KeyError, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        msg = f"{checkpoint}: its state cannot be used: {reason}; remove this checkpoint and resume again"
+        raise RunError(msg) from None
+    return progress
+
+
+def _restore(checkpoint: Path, model: PeftModel, optimizer: torch.optim.Optimizer) -> None:
     set_adapter_state(model, load_file(checkpoint / ADAPTER))
     saved = load_file(checkpoint / OPTIMIZER)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and f"{name}.step" in saved:
+            moments = {key: saved[f"{name}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq")}
+            if moments["exp_avg"].shape != parameter.shape or moments["exp_avg_sq"].shape != parameter.shape:
+                msg = f"the moments of {name} have another shape"
+                raise RuntimeError(msg)
             optimizer.state[parameter] = {
-                key: saved[f"{name}.{key}"].to("cpu" if key == "step" else parameter.device)
-                for key in ("step", "exp_avg", "exp_avg_sq")
+                key: tensor.to("cpu" if key == "step" else parameter.device) for key, tensor in moments.items()
             }
     random = load_file(checkpoint / RANDOM)
     torch.set_rng_state(random["cpu"])
     if "cuda" in random and torch.cuda.is_available():
         torch.cuda.set_rng_state(random["cuda"])
-    return read_progress(checkpoint)
+
+
+def _check_types(progress: Progress) -> None:
+    whole = {"step", "epoch", "position", "stale"}
+    for name, value in asdict(progress).items():
+        if name == "best_step" and value is None:
+            continue
+        kinds = (int,) if name in whole | {"best_step"} else (int, float)
+        if isinstance(value, bool) or not isinstance(value, kinds) or (name in whole and value < 0):
+            msg = f"{name} is {value!r:.40}"
+            raise TypeError(msg)
+
+
+def _refuse_non_finite(tensors: dict[str, torch.Tensor], step: int) -> None:
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            msg = (
+                f"after step {step} {name} holds values that are not finite; this state was not saved, the last "
+                "checkpoint stays. Lower train.learning_rate, or set model.precision=fp32"
+            )
+            raise RunError(msg)
 
 
 def load_best(folder: Path, progress: Progress, model: PeftModel) -> None:

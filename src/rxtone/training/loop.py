@@ -17,8 +17,10 @@ import torch
 
 from rxtone.errors import RunError
 from rxtone.model.batches import epoch_batches
+from rxtone.model.memory import out_of_memory, split
 from rxtone.model.scoring import Scorer, log_probabilities, module_of, score_dataset
 from rxtone.stats.metrics import classification_metrics
+from rxtone.stopping import Stop
 from rxtone.training.checkpoint import Progress, load_best, load_checkpoint, save_checkpoint
 from rxtone.training.objective import Objective, class_weight_vector, loss_sum
 
@@ -96,7 +98,20 @@ class CheckpointSaved:
     path: Path
 
 
-Event = StepDone | EvalDone | CheckpointSaved
+@dataclass(frozen=True)
+class MemoryShort:
+    """Memory was too short for the batches as they are.
+
+    Attributes:
+        step: The step that showed it.
+        parts: Into how many parts each batch is split from now on; their gradients are added up.
+    """
+
+    step: int
+    parts: int
+
+
+Event = StepDone | EvalDone | CheckpointSaved | MemoryShort
 
 
 @dataclass(frozen=True)
@@ -146,9 +161,17 @@ class TrainingData:
 
 
 def fit(
-    scorer: Scorer, data: TrainingData, train: TrainConfig, checkpoints: Path, *, resume_from: Path | None = None
+    scorer: Scorer,
+    data: TrainingData,
+    train: TrainConfig,
+    checkpoints: Path,
+    *,
+    resume_from: Path | None = None,
+    stop: Stop | None = None,
 ) -> Iterator[Event]:
     """Train the adapter; when the iterator ends, the model holds the best checkpoint.
+
+    A batch that does not fit into memory is computed in parts that are added up: the same step, only slower.
 
     Args:
         scorer: The adapted model on its device, or an engine planned on it.
@@ -156,14 +179,16 @@ def fit(
         train: The recipe's settings.
         checkpoints: Folder for checkpoints.
         resume_from: A whole checkpoint of the same recipe, to go on from.
+        stop: A wish to stop: the step is finished and saved, and the iterator ends early.
 
     Yields:
         `StepDone` after each optimiser step, `EvalDone` after each pass and at the end,
-        `CheckpointSaved` after each checkpoint.
+        `CheckpointSaved` after each checkpoint, `MemoryShort` where batches had to be parted.
 
     Raises:
         RunError: At the first loss or gradient that is not finite, or when nothing can learn.
     """
+    stop = stop or Stop()
     model = cast("PeftModel", module_of(scorer))
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=train.learning_rate, weight_decay=train.weight_decay)
@@ -178,17 +203,23 @@ def fit(
             {"use_reentrant": False}
         )
     model.train()
-    while progress.step < total and not _patience_over(progress, train):
+    parts = 1
+    # A pass whose steps are done, but which is not validated yet, is a place to resume from too.
+    while (progress.step < total or progress.position) and not _patience_over(progress, train):
         groups = step_groups(data.train.lengths, train, progress.epoch)
         beside = [auxiliary_groups(task, len(groups), train.seed, progress.epoch) for task in data.auxiliary]
         while progress.position < len(groups) and progress.step < total:
             started = time.perf_counter()
             group = groups[progress.position]
             rate = learning_rate(progress.step, total, train)
-            extra = [parts[progress.position] for parts in beside]
-            loss, weight = _step(
-                scorer, optimizer, data, group, extra, train, rate, class_weights, first=progress.step == 0
-            )
+            extra = [drawn[progress.position] for drawn in beside]
+            tried = parts
+            loss, weight, parts = _step(
+                scorer, optimizer, data, group, extra, train, rate, class_weights,
+                first=progress.step == 0, parts=parts,
+            )  # fmt: skip
+            if parts > tried:
+                yield MemoryShort(progress.step + 1, parts)
             progress = replace(
                 progress, step=progress.step + 1, position=progress.position + 1,
                 epoch_loss=progress.epoch_loss + loss, epoch_weight=progress.epoch_weight + weight,
@@ -199,13 +230,17 @@ def fit(
                 len(rows), int(data.train.lengths[rows].sum()), time.perf_counter() - started, peak_memory(model),
             )  # fmt: skip
             ended = progress.position == len(groups) or progress.step == total
-            if progress.step % train.checkpoint_every == 0 and not ended:
+            if stop.wanted() or (progress.step % train.checkpoint_every == 0 and not ended):
                 yield CheckpointSaved(progress.step, save_checkpoint(checkpoints, model, optimizer, progress))
+            if stop.wanted():
+                return
         done = progress.epoch + progress.position / len(groups)
         progress, event = _validate(scorer, data, progress, done)
         yield event
         progress = replace(progress, epoch=progress.epoch + 1, position=0, epoch_loss=0.0, epoch_weight=0.0)
         yield CheckpointSaved(progress.step, save_checkpoint(checkpoints, model, optimizer, progress))
+        if stop.wanted():
+            return
     load_best(checkpoints, progress, model)
     model.eval()
 
@@ -284,31 +319,27 @@ def _step(
     class_weights: torch.Tensor,
     *,
     first: bool,
-) -> tuple[float, float]:
+    parts: int,
+) -> tuple[float, float, int]:
     """One optimiser step over the batches of `group` and, for each further task, `extra`.
 
-    Returns the main task's summed loss and its weight.
+    Returns the main task's summed loss, its weight and the parts that the step took.
     """
-    device = class_weights.device
     model = module_of(scorer)
-    half = next(model.parameters()).dtype == torch.float16
-    scale = FP16_LOSS_SCALE if half else 1.0
-    objective = Objective(train.loss, train.label_smoothing, train.focal_gamma, train.ordinal_power)
-    optimizer.zero_grad(set_to_none=True)
-    loss_total, weight_total = 0.0, 0.0
-    for indexes in group:
-        batch = data.train.batch(indexes, data.pad_token_id).to(device)
-        classes = torch.from_numpy(data.train_classes[indexes]).to(device)
-        soft = None if data.train_targets is None else torch.from_numpy(data.train_targets[indexes]).to(device)
-        loss, weight = loss_sum(
-            scorer, batch, classes, data.label_tokens,
-            objective=objective, class_weights=class_weights, targets=soft,
-        )  # fmt: skip
-        (loss * scale).backward()
-        loss_total += loss.item()
-        weight_total += weight
-    for task, indexes in zip(data.auxiliary, extra, strict=True):
-        _add_auxiliary(scorer, task, indexes, data.pad_token_id, objective, scale, device)
+    scale = FP16_LOSS_SCALE if next(model.parameters()).dtype == torch.float16 else 1.0
+    while True:
+        optimizer.zero_grad(set_to_none=True)
+        random = torch.get_rng_state()
+        try:
+            loss_total, weight_total = _backward(scorer, data, group, extra, train, class_weights, scale, parts)
+            break
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            _refuse_one_review([*group, *extra], parts, data)
+        # Outside of the handler, whose traceback holds what the failed forward made.
+        parts *= 2
+        torch.set_rng_state(random)
     if not math.isfinite(loss_total):
         msg = (
             f"the loss is {loss_total} at reviews {sorted(int(i) for i in np.concatenate(group))[:8]} ...; "
@@ -327,29 +358,56 @@ def _step(
     for settings in optimizer.param_groups:
         settings["lr"] = rate
     optimizer.step()
+    return loss_total, weight_total, parts
+
+
+def _backward(
+    scorer: Scorer,
+    data: TrainingData,
+    group: list[np.ndarray],
+    extra: list[np.ndarray],
+    train: TrainConfig,
+    class_weights: torch.Tensor,
+    scale: float,
+    parts: int,
+) -> tuple[float, float]:
+    """Add the gradients of all batches up, each batch in `parts` parts.
+
+    What a further task counts is relative to the main task's reviews, whose weight the caller divides by; its
+    classes all count alike. Returns the main task's summed loss and its weight.
+    """
+    device = class_weights.device
+    objective = Objective(train.loss, train.label_smoothing, train.focal_gamma, train.ordinal_power)
+    loss_total, weight_total = 0.0, 0.0
+    for indexes in split(group, parts):
+        batch = data.train.batch(indexes, data.pad_token_id).to(device)
+        classes = torch.from_numpy(data.train_classes[indexes]).to(device)
+        soft = None if data.train_targets is None else torch.from_numpy(data.train_targets[indexes]).to(device)
+        loss, weight = loss_sum(
+            scorer, batch, classes, data.label_tokens,
+            objective=objective, class_weights=class_weights, targets=soft,
+        )  # fmt: skip
+        (loss * scale).backward()
+        loss_total += loss.item()
+        weight_total += weight
+    for task, drawn in zip(data.auxiliary, extra, strict=True):
+        even = torch.ones(len(task.label_tokens.ids), device=device)
+        for indexes in split([drawn], parts) if len(drawn) else []:
+            batch = task.reviews.batch(indexes, data.pad_token_id).to(device)
+            classes = torch.from_numpy(task.classes[indexes]).to(device)
+            loss, _ = loss_sum(scorer, batch, classes, task.label_tokens, objective=objective, class_weights=even)
+            (loss * (scale * task.weight)).backward()
     return loss_total, weight_total
 
 
-def _add_auxiliary(
-    scorer: Scorer,
-    task: Auxiliary,
-    indexes: np.ndarray,
-    pad_token_id: int,
-    objective: Objective,
-    scale: float,
-    device: torch.device,
-) -> None:
-    """Add a further task's gradients to those at hand; its classes all count alike.
-
-    What it counts is relative to the main task's reviews, whose weight the caller divides by.
-    """
-    if not len(indexes):
-        return
-    batch = task.reviews.batch(indexes, pad_token_id).to(device)
-    classes = torch.from_numpy(task.classes[indexes]).to(device)
-    even = torch.ones(len(task.label_tokens.ids), device=device)
-    loss, _ = loss_sum(scorer, batch, classes, task.label_tokens, objective=objective, class_weights=even)
-    (loss * (scale * task.weight)).backward()
+def _refuse_one_review(group: list[np.ndarray], parts: int, data: TrainingData) -> None:
+    if parts >= max(map(len, group)):
+        longest = int(data.train.lengths[np.concatenate(group)].max())
+        msg = (
+            f"out of memory with a single review of up to {longest} tokens; lower prompt.max_tokens, "
+            "set train.gradient_checkpointing=true, or choose a smaller model.base"
+        )
+        raise RunError(msg) from None
 
 
 def _check_gradients(model: torch.nn.Module) -> None:
