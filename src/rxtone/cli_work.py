@@ -105,6 +105,7 @@ def serve(
     """Serve a page and an API for one run or several."""
     from rxtone.config import load_recipe
     from rxtone.model.base import quiet_transformers
+    from rxtone.model.host import prepare_host
 
     try:
         from rxtone.serving.server import run_server
@@ -112,6 +113,7 @@ def serve(
         msg = f"serve: {error.name} is not installed; install rxtone[serve]"
         raise RecipeError(msg) from None
     quiet_transformers()
+    prepare_host()
     run_server(
         runs, host=host, port=port, share=share, token_file=token_file, page=page, base=base,
         recipe=load_recipe(recipe) if recipe else None, precision=precision, min_confidence=min_confidence,
