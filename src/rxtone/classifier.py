@@ -7,6 +7,7 @@ and their rule, the truncation and the identity of the base. What is served is w
 from __future__ import annotations
 
 import importlib.metadata
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib import resources
@@ -41,8 +42,10 @@ from rxtone.model.scoring import (
     plan_scorer,
     score_dataset,
 )
-from rxtone.run import CLASSIFIER, write_json
+from rxtone.run import CLASSIFIER, VALIDATION, write_json, write_text
+from rxtone.stats.abstention import PrecisionThreshold, fit_conformal, precision_threshold
 from rxtone.stats.policy import Policy, plain_policy, policy_from_dict
+from rxtone.stats.validation import ValidationScores, validation_from_dict
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -50,6 +53,8 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 FORMAT = 1
+NOTHING_SURE = 1.01
+"""A least confidence that no answer reaches."""
 VERSIONED = ("rxtone", "torch", "transformers", "peft", "tokenizers")
 
 
@@ -95,12 +100,15 @@ class Prediction:
         probabilities: Label -> calibrated probability; they sum to 1.
         truncated: Whether the prompt did not hold the whole review.
         abstained: Whether the classifier was asked to hold back when unsure, and did.
+        label_set: The labels that hold the true one as often as asked for (`with_coverage`); None where
+            nothing was asked for.
     """
 
     label: str
     probabilities: dict[str, float]
     truncated: bool
     abstained: bool = False
+    label_set: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -130,6 +138,9 @@ class Classifier:
         prompts: Turns a review into token ids.
         label_tokens: The labels in the base's tokens.
         policy: How scores become answers.
+        validation: Scores of the validation rows, for `with_target_precision` and `with_coverage`; None where the
+            folder does not hold them.
+        label_sets: Whether predictions name the policy's label sets.
     """
 
     model: torch.nn.Module
@@ -139,6 +150,8 @@ class Classifier:
     prompts: PromptBuilder
     label_tokens: LabelTokens
     policy: Policy
+    validation: ValidationScores | None = None
+    label_sets: bool = False
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -176,11 +189,13 @@ class Classifier:
                 dict(zip(self.labels, (float(p) for p in row), strict=True)),
                 bool(truncated),
                 bool(abstained),
+                label_set,
             )
-            for label, row, truncated, abstained in zip(
-                decisions.predicted, decisions.probabilities, scores.truncated, decisions.abstained, strict=True
+            for label, row, truncated, abstained, label_set in zip(
+                decisions.predicted, decisions.probabilities, scores.truncated, decisions.abstained,
+                self._label_sets(decisions.probabilities), strict=True,
             )
-        ]
+        ]  # fmt: skip
 
     def with_min_confidence(self, min_confidence: float) -> Classifier:
         """The same classifier with another bound below which answers are marked as abstained.
@@ -191,9 +206,63 @@ class Classifier:
         Returns:
             A classifier that shares the model.
         """
-        policy = replace(self.policy, min_confidence=min_confidence)
+        return self._with_policy(replace(self.policy, min_confidence=min_confidence))
+
+    def with_target_precision(self, target: float) -> tuple[Classifier, PrecisionThreshold | None]:
+        """The same classifier, answering only where enough answers were right on the validation rows.
+
+        Args:
+            target: The share of answers that should be right, in 0..1.
+
+        Returns:
+            The classifier, and how its bound was found: certified where the lower confidence bound reaches the
+            target, else the share alone does. None where nothing reaches it; then every answer is withheld.
+
+        Raises:
+            ModelError: If the folder holds no scores of validation rows.
+        """
+        known = self._validation()
+        answers = self.policy.decide(known.log_probs)
+        right = answers.predicted == known.classes
+        found = precision_threshold(answers.confidence, right, target)
+        if found is None:
+            found = precision_threshold(answers.confidence, right, target, certify=False)
+        return self.with_min_confidence(NOTHING_SURE if found is None else found.threshold), found
+
+    def with_coverage(self, level: float) -> Classifier:
+        """The same classifier, naming for each review the labels that hold the true one as often as asked for.
+
+        Args:
+            level: The share of reviews whose set shall hold the true label, in 0..1.
+
+        Returns:
+            A classifier that shares the model; its predictions have `label_set`.
+
+        Raises:
+            ModelError: If the folder holds no scores of validation rows.
+        """
+        known = self._validation()
+        sets = fit_conformal(self.policy.calibration.probabilities(known.log_probs), known.classes, level=level)
+        return replace(self._with_policy(replace(self.policy, conformal=sets)), label_sets=True)
+
+    def _with_policy(self, policy: Policy) -> Classifier:
         spec = self.spec.model_copy(update={"policy": policy.to_dict()})
         return replace(self, policy=policy, spec=spec)
+
+    def _validation(self) -> ValidationScores:
+        if self.validation is None:
+            msg = (
+                f"no {VALIDATION} beside this adapter, so a target or a coverage cannot be fitted; train again with "
+                "this rxtone, or use --min-confidence"
+            )
+            raise ModelError(msg)
+        return self.validation
+
+    def _label_sets(self, probabilities: np.ndarray) -> Sequence[tuple[str, ...] | None]:
+        if not self.label_sets or self.policy.conformal is None:
+            return [None] * len(probabilities)
+        inside = self.policy.conformal.sets(probabilities)
+        return [tuple(label for label, is_in in zip(self.labels, row, strict=True) if is_in) for row in inside]
 
     def score(self, reviews: Sequence[Review], *, batch_size: int = 32) -> Scores:
         """Log-probabilities of all labels for n reviews (see `Scores`)."""
@@ -313,7 +382,7 @@ def load(
     if merged:
         model = cast(merge(model), precision)  # type: ignore[arg-type]  # a PeftModel
     tokenizer = load_tokenizer(str(folder)) if (folder / "tokenizer.json").is_file() else loaded.tokenizer
-    return make_classifier(model, tokenizer, spec, engine)
+    return replace(make_classifier(model, tokenizer, spec, engine), validation=read_validation(folder, spec))
 
 
 def load_exported(folder: Path, *, device: str | torch.device | None = None, engine: str = "fast") -> Classifier:
@@ -333,7 +402,8 @@ def load_exported(folder: Path, *, device: str | torch.device | None = None, eng
     record, spec, tokenizer = read_export(folder), read_spec(folder), load_tokenizer(str(folder))
     place = torch.device(device) if device is not None else default_device()
     tokens = label_token_ids(tokenizer, spec.labels, record.eos)
-    return make_classifier(open_exported(folder, record, tokenizer, tokens, place), tokenizer, spec, engine)
+    model = open_exported(folder, record, tokenizer, tokens, place)
+    return replace(make_classifier(model, tokenizer, spec, engine), validation=read_validation(folder, spec))
 
 
 def zero_shot(recipe: Recipe, *, device: str | torch.device | None = None) -> Classifier:
@@ -396,6 +466,34 @@ def make_spec(recipe: Recipe, base: dict[str, str | None], precision: str) -> Cl
 def write_spec(folder: Path, spec: ClassifierSpec) -> None:
     """Write classifier.json into an adapter folder."""
     write_json(folder / CLASSIFIER, spec.model_dump(mode="json"))
+
+
+def write_validation(folder: Path, scores: ValidationScores) -> None:
+    """Write the scores of the validation rows beside classifier.json."""
+    write_text(folder / VALIDATION, json.dumps(scores.to_dict(), allow_nan=False) + "\n")
+
+
+def read_validation(folder: Path, spec: ClassifierSpec) -> ValidationScores | None:
+    """Read the scores of the validation rows.
+
+    Args:
+        folder: An adapter folder or an export.
+        spec: What classifier.json holds.
+
+    Returns:
+        The scores; None where there are none.
+
+    Raises:
+        ModelError: If the file is damaged.
+    """
+    path = folder / VALIDATION
+    if not path.is_file():
+        return None
+    try:
+        return validation_from_dict(json.loads(path.read_text("utf-8")), len(spec.labels))
+    except (ValueError, TypeError, AttributeError, OSError) as error:
+        msg = f"{path}: cannot be used: {error}; copy the adapter folder again"
+        raise ModelError(msg) from None
 
 
 def read_spec(folder: Path, recipe: Recipe | None = None) -> ClassifierSpec:

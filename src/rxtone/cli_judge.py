@@ -8,7 +8,18 @@ from typing import Annotated
 
 import typer
 
-from rxtone.cli_options import BaseOption, RecipeOption, RunArgument, SetOption, load_classifier, print_metrics
+from rxtone.cli_options import (
+    BaseOption,
+    ConfidenceOption,
+    CoverageOption,
+    RecipeOption,
+    RunArgument,
+    SetOption,
+    TargetOption,
+    decided,
+    load_classifier,
+    print_metrics,
+)
 from rxtone.errors import RecipeError
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print all figures as JSON.")]
@@ -19,6 +30,10 @@ def evaluate(
     table: Annotated[str, typer.Argument(help="A labelled table.")],
     as_json: JsonOption = False,
     mode: Annotated[str, typer.Option(help="score, or generate: free generation, for comparison.")] = "score",
+    behaviour: Annotated[bool, typer.Option("--behaviour", help="Ask the behavioural suite, too.")] = False,
+    min_confidence: ConfidenceOption = None,
+    target_precision: TargetOption = None,
+    coverage: CoverageOption = None,
     base: BaseOption = None,
     recipe: RecipeOption = None,
 ) -> None:
@@ -28,7 +43,8 @@ def evaluate(
         raise RecipeError(msg)
     from rxtone.judging import judge_table
 
-    evaluation = judge_table(load_classifier(run, base, recipe), Path(run), table, mode=mode)
+    classifier = decided(load_classifier(run, base, recipe), min_confidence, target_precision, coverage)
+    evaluation = judge_table(classifier, Path(run), table, mode=mode, behaviour=behaviour)
     if as_json:
         print(json.dumps(evaluation.metrics, indent=2, allow_nan=False))
     else:

@@ -22,6 +22,9 @@ from rxtone.errors import RecipeError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+SENTIMENT = frozenset({"positive", "neutral", "negative"})
+"""The labels that the behavioural suite knows."""
+
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[int, Field(gt=0)]
 
@@ -186,6 +189,9 @@ class EvaluationConfig(Group):
     operating_point: Literal["argmax", "macro_f1"] = "argmax"
     """`argmax` answers with the most probable label; `macro_f1` adds an offset per label, tuned on
     validation rows. Both are reported."""
+    behaviour: bool = False
+    """Also ask the behavioural suite (negation, "none", sarcasm, typing errors ...); the labels must be
+    positive and negative, with or without neutral."""
     reload_check: bool = True
     """Prove in a fresh process that the saved adapter gives what was trained."""
 
@@ -215,6 +221,17 @@ class Recipe(Group):
         weights, labels = self.train.class_weights, list(self.data.label.rule)
         if isinstance(weights, dict) and (set(weights) != set(labels) or min(weights.values()) <= 0):
             msg = f"train.class_weights: expected a positive weight for each of {', '.join(labels)}, got {weights}"
+            raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
+    def _behaviour_needs_sentiment(self) -> Recipe:
+        labels = list(self.data.label.rule)
+        if self.evaluation.behaviour and not {"positive", "negative"} <= set(labels) <= SENTIMENT:
+            msg = (
+                "evaluation.behaviour: the suite judges labels positive, (neutral,) negative, got "
+                f"{', '.join(labels)}; set it to false"
+            )
             raise ValueError(msg)
         return self
 

@@ -14,8 +14,9 @@ from rxtone.config import cache_dir
 from rxtone.data.audit import AuditPart, audit
 from rxtone.data.reviews import parse_rule, read_reviews
 from rxtone.data.tables import read_table
-from rxtone.errors import DataError
+from rxtone.errors import DataError, RecipeError
 from rxtone.evaluation.baselines import Baseline, fit_baselines, unavailable_baselines
+from rxtone.evaluation.behaviour import is_sentiment, judge_behaviour
 from rxtone.evaluation.compare import compare_classifiers
 from rxtone.evaluation.drift import drift
 from rxtone.evaluation.evaluate import Evaluation, evaluate, evaluate_outputs, predictions_frame
@@ -71,10 +72,14 @@ def judge(classifier: Classifier, recipe: Recipe, prepared: Prepared) -> Evaluat
         evaluation.metrics["free_text"] = evaluate(
             classifier, texts, split_name=prepared.held_out_name, policy=classifier.policy
         ).metrics
+    if recipe.evaluation.behaviour:
+        evaluation.metrics["behaviour"] = judge_behaviour(classifier, batch_size=recipe.evaluation.batch_size)
     return evaluation
 
 
-def judge_table(classifier: Classifier, folder: Path, source: str, *, mode: str = "score") -> Evaluation:
+def judge_table(
+    classifier: Classifier, folder: Path, source: str, *, mode: str = "score", behaviour: bool = False
+) -> Evaluation:
     """Judge a classifier on another labelled table.
 
     Args:
@@ -82,12 +87,20 @@ def judge_table(classifier: Classifier, folder: Path, source: str, *, mode: str 
         folder: Its run or adapter folder, where data.json is looked for.
         source: The table.
         mode: `score`, or `generate` for comparison: outputs that are no label count as errors.
+        behaviour: Whether to ask the behavioural suite, too.
 
     Returns:
         The evaluation. Rows that repeat a training text are counted in `training_rows`, and the split
         is then not called a test.
+
+    Raises:
+        RecipeError: If the suite is asked of labels that are no sentiment scale.
     """
     spec = classifier.spec
+    if behaviour and not is_sentiment(spec.labels):
+        known = ", ".join(spec.labels)
+        msg = f"--behaviour: the suite judges labels positive, (neutral,) negative; this run knows {known}"
+        raise RecipeError(msg)
     table = read_table(source, cache_dir())
     reviews = _labelled(spec, table)
     record = _data_record(folder)
@@ -104,6 +117,8 @@ def judge_table(classifier: Classifier, folder: Path, source: str, *, mode: str 
             policy=classifier.policy,
             baselines=_refitted(classifier, record, reviews),
         )
+    if behaviour:
+        evaluation.metrics["behaviour"] = judge_behaviour(classifier)
     evaluation.metrics["training_rows"] = repeats if record else None
     evaluation.metrics["table"] = {"source": table.path, "sha256": table.sha256, "rows": len(reviews)}
     return evaluation

@@ -87,6 +87,8 @@ class RunFolder:
 
 CLASSIFIER = "classifier.json"
 """What rxtone adds to a PEFT folder."""
+VALIDATION = "validation.json"
+"""Label scores of the validation rows, without text: thresholds are chosen on them after training."""
 CARD = "README.md"
 """The model card: for people, rewritten with the figures after evaluation, so no part of the manifest."""
 

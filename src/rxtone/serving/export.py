@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypedDict, cast
 
 import numpy as np
 
-from rxtone.classifier import Classifier, adapter_folder, load, load_exported, write_spec
+from rxtone.classifier import Classifier, adapter_folder, load, load_exported, write_spec, write_validation
 from rxtone.config import cache_dir
 from rxtone.data.reviews import Review, read_reviews
 from rxtone.data.tables import read_table
@@ -186,6 +186,8 @@ def _write(classifier: Classifier, folder: Path, form: Format, precision: str) -
     )  # fmt: skip
     stored = "bf16" if precision == "bf16" else "fp32"
     write_spec(folder, classifier.spec.model_copy(update={"precision": stored}))
+    if classifier.validation is not None:
+        write_validation(folder, classifier.validation)
     write_json(folder / EXPORT, opening)
     return opening
 
