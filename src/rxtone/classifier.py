@@ -32,7 +32,8 @@ from rxtone.model.base import (
     resolve_precision,
 )
 from rxtone.model.batches import ReviewDataset
-from rxtone.model.lora import check_adapter, load_adapter, merge
+from rxtone.model.ensemble import Ensemble
+from rxtone.model.lora import check_adapter, load_adapter, load_adapters, merge
 from rxtone.model.runtimes import EXPORT, ExportedModel, open_exported, read_export
 from rxtone.model.scoring import (
     LabelTokens,
@@ -42,7 +43,7 @@ from rxtone.model.scoring import (
     plan_scorer,
     score_dataset,
 )
-from rxtone.run import CLASSIFIER, VALIDATION, write_json, write_text
+from rxtone.run import CLASSIFIER, ENSEMBLE, VALIDATION, write_json, write_text
 from rxtone.stats.abstention import PrecisionThreshold, fit_conformal, precision_threshold
 from rxtone.stats.policy import Policy, plain_policy, policy_from_dict
 from rxtone.stats.validation import ValidationScores, validation_from_dict
@@ -284,7 +285,7 @@ class Classifier:
             float64, shape (n, k): log-probabilities over the labels, before calibration.
         """
         dataset = ReviewDataset(prompts)
-        if isinstance(self.model, ExportedModel):
+        if isinstance(self.model, ExportedModel | Ensemble):
             scores = self.model.score(dataset, batch_size)
         else:
             scores = score_dataset(
@@ -370,6 +371,8 @@ def load(
             raise RecipeError(msg)
         return load_exported(Path(path), device=device, engine=engine)
     folder = adapter_folder(path)
+    if (folder / ENSEMBLE).is_file():
+        return load_ensemble(folder, base=base, precision=precision, device=device, engine=engine)
     check_adapter(folder)
     spec = read_spec(folder, recipe)
     place = torch.device(device) if device is not None else default_device()
@@ -383,6 +386,66 @@ def load(
         model = cast(merge(model), precision)  # type: ignore[arg-type]  # a PeftModel
     tokenizer = load_tokenizer(str(folder)) if (folder / "tokenizer.json").is_file() else loaded.tokenizer
     return replace(make_classifier(model, tokenizer, spec, engine), validation=read_validation(folder, spec))
+
+
+def load_ensemble(
+    folder: Path,
+    *,
+    base: str | None = None,
+    precision: str | None = None,
+    device: str | torch.device | None = None,
+    engine: str = "fast",
+) -> Classifier:
+    """Load the ensemble that `rxtone train --seeds` wrote: several adapters on one base.
+
+    Args:
+        folder: A folder with ensemble.json.
+        base: Where the base is now (see `load`).
+        precision: Precision of the base; None takes that of the training where the device has it.
+        device: Where to compute; None chooses.
+        engine: The forward (see `load`).
+
+    Returns:
+        The classifier; its probabilities are the mean of its members'.
+
+    Raises:
+        ModelError: If a member is missing, damaged, or was trained for something else.
+    """
+    members = _members(folder)
+    spec = read_spec(folder)
+    for member in members:
+        check_adapter(member)
+        theirs = read_spec(member)
+        same = (theirs.labels, theirs.prompt, theirs.text_fields, theirs.base)
+        if same != (spec.labels, spec.prompt, spec.text_fields, spec.base):
+            msg = f"{member}: its labels, prompt or base are not those of the ensemble {folder}; train the seeds again"
+            raise ModelError(msg)
+    place = torch.device(device) if device is not None else default_device()
+    name = base or str(spec.base["name"])
+    revision = spec.base.get("revision") if base is None else None
+    check_identity(spec.base, identify(name, revision))
+    chosen = resolve_precision(precision or _precision_here(spec.precision, place), place)
+    loaded = load_base(name, revision=revision, precision=chosen, device=place)
+    adapted, names = load_adapters(loaded.model, members)
+    tokens = label_token_ids(loaded.tokenizer, spec.labels, token_id(loaded.model, "eos_token_id"))
+    made = make_classifier(Ensemble(adapted, names, tokens, engine), loaded.tokenizer, spec, "reference")
+    return replace(made, validation=read_validation(folder, spec))
+
+
+def _members(folder: Path) -> list[Path]:
+    try:
+        listed = json.loads((folder / ENSEMBLE).read_text("utf-8"))["members"]
+        members = [(folder / str(member)).resolve() for member in listed]
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        msg = f"{folder / ENSEMBLE}: cannot be used: {error}; train the seeds again"
+        raise ModelError(msg) from None
+    missing = [member for member in members if not member.is_dir()]
+    if missing or not members:
+        msg = (
+            f"{folder / ENSEMBLE}: its member {missing[0] if missing else '(none)'} is missing; keep the seeds together"
+        )
+        raise ModelError(msg)
+    return members
 
 
 def load_exported(folder: Path, *, device: str | torch.device | None = None, engine: str = "fast") -> Classifier:
@@ -547,6 +610,10 @@ def adapter_folder(path: str | Path) -> Path:
     given = Path(path)
     if (given / "adapter_config.json").is_file():
         return given
+    if (given / ENSEMBLE).is_file():
+        return given
+    if (given / "ensemble" / ENSEMBLE).is_file():
+        return given / "ensemble"
     if (given / "adapter").is_dir():
         return given / "adapter"
     bundled = Path(str(resources.files("rxtone") / "bundled" / "adapters"))

@@ -79,11 +79,12 @@ def drift(
     run: RunArgument,
     table: Annotated[str, typer.Argument(help="New reviews; labels are not read.")],
     as_json: JsonOption = False,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for drift.json and drift.html.")] = None,
 ) -> None:
     """Tell whether new reviews differ from those the run was evaluated on."""
     from rxtone.judging import drift_of
 
-    found = drift_of(load_classifier(run, None, None), Path(run), table)
+    found = drift_of(load_classifier(run, None, None), Path(run), table, out)
     if as_json:
         print(json.dumps(found, indent=2, allow_nan=False))
         return
@@ -97,12 +98,13 @@ def data_audit(
     recipe: Annotated[str, typer.Argument(help="The recipe whose tables are audited.")],
     overrides: SetOption = None,
     as_json: JsonOption = False,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for audit.json and audit.html.")] = None,
 ) -> None:
-    """Tell what is wrong with a recipe's data: repeats, leaks, conflicts, shares, lengths, words."""
+    """Tell what is wrong with a recipe's data: repeats, leaks, conflicts, shares, lengths, words, suspects."""
     from rxtone.config import load_recipe
     from rxtone.judging import audit_recipe
 
-    audit = audit_recipe(load_recipe(recipe, overrides or []))
+    audit = audit_recipe(load_recipe(recipe, overrides or []), out, Path(recipe).stem)
     if as_json:
         print(json.dumps(audit.to_dict(), indent=2, allow_nan=False))
         return

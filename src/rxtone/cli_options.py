@@ -152,3 +152,25 @@ def _remarks(metrics: Mapping[str, Any]) -> Iterator[str]:
         yield f"invalid outputs, counted as errors: {metrics['invalid_rate']:.1%}"
     if metrics.get("training_rows"):
         yield f"{metrics['training_rows']} of these rows were trained on: no test of anything"
+
+
+def print_seeds(summary: Mapping[str, Any]) -> None:
+    """Print what several seeds gave, and what that shows."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from rxtone.seeds import verdicts
+
+    table = Table(
+        title=f"{len(summary['seeds'])} seeds, {summary['n']} reviews ({summary['split']})", title_justify="left"
+    )
+    for name in ("", "mean", "sd", "lowest", "highest", "ensemble"):
+        table.add_column(name, justify="right" if name else "left")
+    rows = summary["metrics"] | {f"F1 {label}": row for label, row in summary["per_class_f1"].items()}
+    for name, row in rows.items():
+        figures = (row["mean"], row["sd"], min(row["values"]), max(row["values"]), row["ensemble"])
+        table.add_row(name, *(f"{figure:.3f}" for figure in figures))
+    console = Console(width=None if sys.stdout.isatty() else 110)
+    console.print(table)
+    for line in verdicts(summary):
+        console.print(line, highlight=False)

@@ -68,6 +68,8 @@ class DataConfig(Group):
     says that its figures are on validation rows."""
     group_by: str | None = None
     """Column whose rows stay on one side of every split (a drug, a patient)."""
+    split_seed: Annotated[int, Field(ge=0)] | None = None
+    """Seed of the split; null takes `train.seed`. Runs that differ in `train.seed` alone then share their rows."""
     text_fields: dict[str, str]
     """Name shown in the prompt -> column."""
     label: LabelConfig

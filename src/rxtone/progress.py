@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from rxtone.pipeline import AdapterReady, DataReady, Evaluated, Reloaded
+from rxtone.seeds import SeedsDone, SeedStarted
 from rxtone.training.loop import EvalDone, StepDone
 
 if TYPE_CHECKING:
@@ -17,11 +18,13 @@ if TYPE_CHECKING:
     from rxtone.evaluation.evaluate import Evaluation
     from rxtone.pipeline import StoryEvent
 
+    Shown = StoryEvent | SeedStarted | SeedsDone
+
 PLAIN_EVERY = 10
 """Steps between lines where there is no terminal."""
 
 
-def show(events: Iterable[StoryEvent]) -> Evaluation | None:
+def show(events: Iterable[Shown]) -> Evaluation | None:
     """Draw a run while it happens.
 
     Args:
@@ -41,7 +44,7 @@ def show(events: Iterable[StoryEvent]) -> Evaluation | None:
     return evaluation
 
 
-def _with_bar(events: Iterable[StoryEvent], console: Console) -> Iterator[StoryEvent]:
+def _with_bar(events: Iterable[Shown], console: Console) -> Iterator[Shown]:
     columns = (
         TextColumn("epoch {task.fields[epoch]:.2f}"), BarColumn(), MofNCompleteColumn(),
         TextColumn("loss {task.fields[loss]:.3f}  lr {task.fields[rate]:.1e}  {task.fields[speed]:.1f} reviews/s"),
@@ -61,7 +64,7 @@ def _with_bar(events: Iterable[StoryEvent], console: Console) -> Iterator[StoryE
             yield event
 
 
-def _with_lines(events: Iterable[StoryEvent]) -> Iterator[StoryEvent]:
+def _with_lines(events: Iterable[Shown]) -> Iterator[Shown]:
     for event in events:
         if isinstance(event, StepDone) and (event.step % PLAIN_EVERY == 0 or event.step in {1, event.total_steps}):
             print(
@@ -73,7 +76,7 @@ def _with_lines(events: Iterable[StoryEvent]) -> Iterator[StoryEvent]:
         yield event
 
 
-def _line(event: StoryEvent) -> str | None:
+def _line(event: Shown) -> str | None:
     if isinstance(event, DataReady):
         parts = []
         for name, part in event.record["splits"].items():
@@ -99,6 +102,10 @@ def _line(event: StoryEvent) -> str | None:
             f"{event.validation_loss:.4f}, macro-F1 {event.validation_macro_f1:.4f}{mark}"
             + (never if event.never_predicted else "")
         )
+    if isinstance(event, SeedStarted):
+        return f"seed {event.seed} ({event.number} of {event.of})"
+    if isinstance(event, SeedsDone):
+        return f"seeds: {event.page}"
     if isinstance(event, Reloaded):
         check = event.check
         return (

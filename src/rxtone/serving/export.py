@@ -23,7 +23,7 @@ from rxtone.data.tables import read_table
 from rxtone.errors import GateError, RecipeError
 from rxtone.model.export_weights import check_format, special_ids, write_weights
 from rxtone.model.runtimes import EXPORT, Format
-from rxtone.run import CARD, atomic_folder, write_json
+from rxtone.run import CARD, ENSEMBLE, atomic_folder, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -122,6 +122,9 @@ def export(
     known = check_format(form, precision)
     if (Path(run) / EXPORT).is_file():
         msg = f"{run}: is an export already; name the run that it came from"
+        raise RecipeError(msg)
+    if (Path(run) / ENSEMBLE).is_file() or (Path(run) / "ensemble" / ENSEMBLE).is_file():
+        msg = f"{run}: an ensemble of adapters has no single model to export; name one of its seeds"
         raise RecipeError(msg)
     if folder.exists():
         msg = f"-o {folder}: expected a new folder, this one exists; choose another, or remove it first"
