@@ -21,8 +21,10 @@ from rxtone.config import PromptConfig, Recipe
 from rxtone.data.prompts import PromptBuilder
 from rxtone.data.reviews import Review
 from rxtone.errors import DataError, ModelError, RecipeError
+from rxtone.model.adapter_files import read_adapter
 from rxtone.model.base import (
     DTYPES,
+    check_foreign_base,
     check_identity,
     default_device,
     identify,
@@ -31,7 +33,7 @@ from rxtone.model.base import (
     resolve_precision,
 )
 from rxtone.model.batches import ReviewDataset
-from rxtone.model.lora import check_adapter, load_adapter, merge
+from rxtone.model.lora import load_adapter, merge
 from rxtone.model.runtimes import EXPORT, ExportedModel, open_exported, read_export
 from rxtone.model.scoring import (
     LabelTokens,
@@ -50,6 +52,8 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 FORMAT = 1
+SPEC_BYTES = 4 << 20
+"""Longer files are none of ours."""
 VERSIONED = ("rxtone", "torch", "transformers", "peft", "tokenizers")
 
 
@@ -289,10 +293,12 @@ def load(
             raise RecipeError(msg)
         return load_exported(Path(path), device=device, engine=engine)
     folder = adapter_folder(path)
-    check_adapter(folder)
+    read_adapter(folder)
     spec = read_spec(folder, recipe)
     place = torch.device(device) if device is not None else default_device()
     precision = resolve_precision(precision or _precision_here(spec.precision, place), place)
+    if base is None:
+        check_foreign_base(str(spec.base["name"]), folder)
     name = base or str(spec.base["name"])
     revision = spec.base.get("revision") if base is None else None
     check_identity(spec.base, identify(name, revision))
@@ -407,6 +413,9 @@ def read_spec(folder: Path, recipe: Recipe | None = None) -> ClassifierSpec:
         base = identify(recipe.model.base, recipe.model.revision)
         return make_spec(recipe, base.to_json(), recipe.model.precision)
     try:
+        if path.stat().st_size > SPEC_BYTES:
+            msg = f"{path}: expected at most {SPEC_BYTES:,} bytes, got {path.stat().st_size:,}; no {CLASSIFIER} of rxtone"
+            raise ModelError(msg)
         spec = ClassifierSpec.model_validate_json(path.read_bytes())
     except (ValidationError, OSError) as error:
         first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
