@@ -22,11 +22,15 @@ from rxtone.data.reviews import Review, parse_rule, read_reviews
 from rxtone.data.splits import folds
 from rxtone.data.tables import read_table
 from rxtone.evaluation.baselines import TFIDF_FIELDS, fit_baselines
+from rxtone.stats.bootstrap import bootstrap
 from rxtone.stats.metrics import confusion_counts, metric_arrays
+from rxtone.stats.significance import paired_differences
 
 FIGURES = ("accuracy", "macro_f1", "kappa", "quadratic_kappa")
 RESAMPLES = 10_000
+CONTENDERS = ("tuned", "tuned_argmax", "zero_shot", "tfidf")
 Indexes = NDArray[np.int64]
+Floats = NDArray[np.float64]
 
 
 def figures(truth: Indexes, guess: Indexes, labels: Sequence[str]) -> dict[str, float]:
@@ -36,9 +40,7 @@ def figures(truth: Indexes, guess: Indexes, labels: Sequence[str]) -> dict[str, 
     return named | {f"f1_{label}": float(value) for label, value in zip(labels, found["f1"], strict=True)}
 
 
-def paired_bootstrap(
-    truth: Indexes, first: Indexes, second: Indexes, n_labels: int, seed: int
-) -> dict[str, tuple[float, float, float]]:
+def ahead(truth: Indexes, first: Indexes, second: Indexes, n_labels: int) -> dict[str, tuple[float, float, float]]:
     """How far `first` is ahead of `second` on the same rows.
 
     Args:
@@ -46,37 +48,28 @@ def paired_bootstrap(
         first: Predictions of the one, (n,).
         second: Predictions of the other, (n,).
         n_labels: Number of labels.
-        seed: Seed of the resampling.
 
     Returns:
-        For each headline figure the difference and its 95% percentile interval over 10,000 resamples of the rows.
+        For each headline figure the difference and its 95% paired bootstrap interval over rows.
     """
-    rng = np.random.default_rng(seed)
-    cells, counts = np.unique(np.stack([truth, first, second]), axis=1, return_counts=True)
-    draws = rng.multinomial(len(truth), counts / counts.sum(), size=RESAMPLES)  # rows with equal answers are alike
-    ahead: dict[str, tuple[float, float, float]] = {}
-    tables = []
-    for predicted in cells[1:]:
-        place = cells[0] * (n_labels + 1) + predicted
-        member = np.zeros((len(place), n_labels * (n_labels + 1)), dtype=np.int64)
-        member[np.arange(len(place)), place] = 1
-        both = np.concatenate([counts[None], draws]) @ member
-        tables.append(metric_arrays(both.reshape(-1, n_labels, n_labels + 1)))
-    for name in FIGURES:
-        difference = tables[0][name] - tables[1][name]
-        low, high = np.quantile(difference[1:], [0.025, 0.975])
-        ahead[name] = (float(difference[0]), float(low), float(high))
-    return ahead
+    sample = bootstrap(truth, [first, second], n_labels, n_resamples=RESAMPLES)
+    found = {}
+    for difference in paired_differences(sample, 0, 1):
+        if difference.label is None and difference.metric in FIGURES:
+            low, high = difference.interval or (difference.value, difference.value)
+            found[difference.metric] = (difference.value, low, high)
+    return found
 
 
-def predict(classifier: Classifier, reviews: list[Review]) -> Indexes:
-    """Index of the most probable label of each review, (n,)."""
-    return np.asarray(classifier.score(reviews).log_probs.argmax(1), dtype=np.int64)
+def answers(classifier: Classifier, reviews: list[Review]) -> Indexes:
+    """Index of the label that the classifier answers with, at its own operating point, (n,)."""
+    labels = classifier.labels
+    return np.array([labels.index(found.label) for found in classifier.predict(reviews)], dtype=np.int64)
 
 
 def run_fold(
     recipe: Recipe, frame: pl.DataFrame, reviews: list[Review], held_out: Indexes, folder: Path
-) -> dict[str, Indexes]:
+) -> tuple[dict[str, Indexes], Floats]:
     """Tunes on the rest, predicts the held-out rows.
 
     Args:
@@ -87,7 +80,7 @@ def run_fold(
         folder: Where the fold's table and run go; a finished run is read, not repeated.
 
     Returns:
-        Predictions of the held-out rows by contender.
+        Predictions of the held-out rows by contender, and the tuned model's raw log-probabilities, (n, labels).
     """
     rest = np.setdiff1d(np.arange(len(reviews)), held_out)
     folder.mkdir(parents=True, exist_ok=True)
@@ -102,11 +95,15 @@ def run_fold(
     baselines = fit_baselines([reviews[int(row)] for row in rest], judged, tuple(recipe.data.label.rule))
     linear = next(found.predicted for found in baselines if found.name == TFIDF_FIELDS)
     assert linear is not None
-    return {
-        "tuned": predict(load(run.adapter), judged),
-        "zero_shot": predict(zero_shot(own), judged),
+    tuned, untuned = load(run.adapter), zero_shot(own)
+    log_probs = tuned.score(judged).log_probs
+    guesses = {
+        "tuned": answers(tuned, judged),
+        "tuned_argmax": log_probs.argmax(1),
+        "zero_shot": untuned.score(judged).log_probs.argmax(1),
         "tfidf": linear,
     }
+    return guesses, log_probs
 
 
 def spread(values: Sequence[float]) -> float:
@@ -144,7 +141,7 @@ def summarise(
         },
         "folds": by_fold,
         "tuned_minus": {
-            name: paired_bootstrap(truth, guesses["tuned"], guess, len(labels), seed=0)
+            name: ahead(truth, guesses["tuned"], guess, len(labels))
             for name, guess in everyone.items()
             if name != "tuned"
         },
@@ -171,9 +168,10 @@ def main() -> None:
     reviews = read_reviews(table, recipe.data.text_fields, recipe.data.label.column, rule)
     truth = np.array([rule.labels.index(str(review.label)) for review in reviews], dtype=np.int64)
     parts = folds(reviews, arguments.folds, arguments.seed)[: arguments.only]
-    guesses = {name: np.full(len(truth), -1, dtype=np.int64) for name in ("tuned", "zero_shot", "tfidf")}
+    guesses = {name: np.full(len(truth), -1, dtype=np.int64) for name in CONTENDERS}
+    log_probs = np.full((len(truth), len(rule.labels)), np.nan)
     for number, held_out in enumerate(parts):
-        found = run_fold(recipe, table.frame, reviews, held_out, arguments.out / f"fold-{number}")
+        found, log_probs[held_out] = run_fold(recipe, table.frame, reviews, held_out, arguments.out / f"fold-{number}")
         for name, guess in found.items():
             guesses[name][held_out] = guess
             line = {"fold": number, "contender": name, **figures(truth[held_out], guess, rule.labels)}
@@ -184,7 +182,7 @@ def main() -> None:
     summary = summarise(truth[rows], judged, [place[part] for part in parts], rule.labels)
     text = json.dumps(summary, indent=2)
     (arguments.out / "evaluation.json").write_text(text + "\n", encoding="utf-8")
-    np.savez(arguments.out / "predictions.npz", rows=rows, truth=truth[rows], **judged)
+    np.savez(arguments.out / "predictions.npz", rows=rows, truth=truth[rows], log_probs=log_probs[rows], **judged)
     sys.stdout.write(text + "\n")
 
 

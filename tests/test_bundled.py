@@ -1,42 +1,65 @@
-"""What the package carries: a base that anyone can open, and a demonstration that learns."""
+"""What the package carries: a base that anyone can open and that knows something, and a demonstration that learns."""
 
 import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from sklearn.metrics import cohen_kappa_score, f1_score
+from tokenizers import Tokenizer
 from transformers import AutoTokenizer, T5ForConditionalGeneration
 
 import rxtone
 from rxtone import api, pipeline
+from rxtone.classifier import zero_shot
 from rxtone.config import load_recipe
+from rxtone.data.reviews import parse_rule, read_reviews
+from rxtone.data.tables import read_table
 from rxtone.errors import ModelError
 from rxtone.model.base import load_base
-from rxtone.model.scoring import label_token_ids
 
 BASE = Path(rxtone.__file__).parent / "bundled" / "base"
+LABELS = ("positive", "neutral", "negative")
 
 
-def test_it_stays_small():
+def test_it_stays_small_and_names_its_parts():
     assert sum(path.stat().st_size for path in BASE.iterdir()) <= 45_000_000
     assert sorted(path.name for path in BASE.iterdir()) == [
         "README.md", "config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
         "tokenizer_config.json",
     ]  # fmt: skip
+    assert "No row of the DrugLib data was read" in (BASE / "README.md").read_text()
 
 
-def test_transformers_opens_it_unaided():
-    model = T5ForConditionalGeneration.from_pretrained(BASE)
-    tokenizer = AutoTokenizer.from_pretrained(BASE)
+def test_transformers_opens_it_unaided_and_each_label_is_one_token():
+    model, report = T5ForConditionalGeneration.from_pretrained(BASE, output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
     assert (model.config.num_layers, model.config.num_decoder_layers, model.config.d_model) == (6, 2, 384)
-    assert tokenizer("it helped").input_ids[-1] == model.config.eos_token_id
+    assert sum(parameter.numel() for parameter in model.parameters()) == 21_103_872
+    tokenizer = AutoTokenizer.from_pretrained(BASE)
+    plain = Tokenizer.from_file(str(BASE / "tokenizer.json"))
+    for label in LABELS:
+        assert tokenizer(label).input_ids == plain.encode(label).ids
+        assert len(plain.encode(label).ids) == 2  # the word and </s>
     assert tokenizer.unk_token_id not in tokenizer("no more migraines, but i felt dizzy").input_ids
+    assert tokenizer.decode(tokenizer("No side-effects at all!").input_ids, skip_special_tokens=True) == (
+        "no side - effects at all!"
+    )
 
 
-def test_each_label_is_one_token():
-    base = load_base("bundled", precision="fp32")
-    tokens = label_token_ids(base.tokenizer, ["positive", "neutral", "negative"], eos=1)
-    assert [len(ids) for ids in tokens.ids] == [1, 1, 1]
+def test_generation_answers_with_a_label():
+    model = T5ForConditionalGeneration.from_pretrained(BASE).float().eval()
+    tokenizer = AutoTokenizer.from_pretrained(BASE)
+    asked = [
+        "Classify the sentiment of this review as positive, neutral, or negative:\n" + text
+        for text in ("It worked wonderfully, I love it.", "Terrible. It made me sick and did nothing.")
+    ]
+    batch = tokenizer(asked, return_tensors="pt", padding=True)
+    answers = model.generate(input_ids=batch.input_ids, attention_mask=batch.attention_mask, max_new_tokens=3)
+    assert tokenizer.decode(answers[0], skip_special_tokens=True) == "positive"
+    assert tokenizer.decode(answers[1], skip_special_tokens=True) == "negative"
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut"])
@@ -51,6 +74,17 @@ def test_damaged_files_are_one_clear_error(monkeypatch, tmp_path, damage):
     monkeypatch.setattr("rxtone.model.base.resources.files", lambda _: package)
     with pytest.raises(ModelError, match=r"reinstall rxtone|copy or download the folder again"):
         load_base("bundled", precision="fp32")
+
+
+def test_zero_shot_is_well_above_the_majority():
+    recipe = load_recipe("demo")
+    rule = parse_rule(recipe.data.label.rule)
+    reviews = read_reviews(read_table("sample:test"), recipe.data.text_fields, recipe.data.label.column, rule)
+    guess = zero_shot(recipe).score(reviews).log_probs.argmax(1)
+    truth = np.array([rule.labels.index(str(review.label)) for review in reviews])
+    majority = f1_score(truth, np.full_like(truth, np.bincount(truth).argmax()), average="macro")
+    assert f1_score(truth, guess, average="macro") > majority + 0.1
+    assert cohen_kappa_score(truth, guess) > 0.2
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])

@@ -136,3 +136,19 @@ def test_any_values_give_a_recipe_or_a_recipe_error(values):
     groups = {"data": values, "lora": values, "train": values}
     with pytest.raises(RecipeError):
         check_recipe(groups, "fuzz")
+
+
+@pytest.mark.parametrize("key", ["label_smoothing=0.1", "rating_noise=1.0"])
+def test_soft_targets_belong_to_label_ce(key):
+    name = key.partition("=")[0]
+    with pytest.raises(RecipeError, match=rf"train\.{name}: only with train\.loss=label_ce, got loss 'token_ce'"):
+        load_recipe("druglib", [f"train.{key}"])
+    assert getattr(load_recipe("druglib", ["train.loss=label_ce", f"train.{key}"]).train, name) is not None
+
+
+def test_an_auxiliary_task_needs_its_prompt_and_rule():
+    task = "auxiliary={rating: {column: rating, rule: {low: 1..5, high: 6..10}, template: 'Rate this:'}}"
+    with pytest.raises(RecipeError, match=r"auxiliary\.rating: template must contain \{fields\}"):
+        load_recipe("druglib", [task])
+    recipe = load_recipe("druglib", [task.replace("this:", "this: {fields}")])
+    assert recipe.auxiliary["rating"].share == 0.5

@@ -212,3 +212,29 @@ def test_a_wrong_input_leaves_nothing_half_written(tiny_base, tiny_table, tmp_pa
 def test_the_default_folder_is_named_after_recipe_and_time():
     assert api.default_out("druglib").parts[0] == "runs"
     assert api.default_out("druglib").name.startswith("druglib-20")
+
+
+def test_soft_labels_and_a_further_task_reach_the_adapter_and_the_record(tiny_base, tiny_table, tmp_path):
+    further = {"rating": {
+        "column": "rating", "rule": {"great": ">=5", "awful": "<5"}, "template": "Rate this review : {fields}",
+    }}  # fmt: skip
+    quick = {"num_train_epochs": 1, "loss": "label_ce"}
+    evaluation = {"baselines": False, "zero_shot": False}
+    plain = api.train(recipe(tiny_base, tiny_table, train=quick, evaluation=evaluation), out=tmp_path / "plain")
+    soft = recipe(tiny_base, tiny_table, train=quick | {"rating_noise": 1.5}, evaluation=evaluation)
+    both = recipe(tiny_base, tiny_table, train=quick, auxiliary=further, evaluation=evaluation)
+    weights = [load_file(plain.adapter / "adapter_model.safetensors")]
+    for name, changed in (("soft", soft), ("both", both)):
+        run = api.train(changed, out=tmp_path / name)
+        weights.append(load_file(run.adapter / "adapter_model.safetensors"))
+        assert load_recipe(run.config) == changed
+    for first, second in ((0, 1), (0, 2), (1, 2)):
+        assert any(not (weights[first][key] == weights[second][key]).all() for key in weights[0])
+    assert "label_ce + rating (auxiliary)" in (tmp_path / "both" / "evaluation" / "report.html").read_text()
+
+
+def test_a_further_task_without_its_column_is_refused_before_anything_is_written(tiny_base, tiny_table, tmp_path):
+    further = {"effect": {"column": "efect", "rule": {"great": "a", "awful": "b"}, "template": "{fields}"}}
+    with pytest.raises(DataError, match='expected the column "efect" .is it "effects".'):
+        api.train(recipe(tiny_base, tiny_table, auxiliary=further), out=tmp_path / "run")
+    assert not (tmp_path / "run" / "config.yaml").exists()

@@ -26,8 +26,9 @@ def holder(tmp_path):
 @pytest.mark.parametrize("resume", [False, True])
 def test_the_second_process_is_refused_with_the_first_ones_id(holder, tmp_path, resume):
     (tmp_path / "run" / "config.yaml").touch()  # as a run that is under way has it
-    with pytest.raises(RunError, match=f"process {holder.pid} works in this run folder"), hold_run(
-        tmp_path / "run", resume=resume
+    with (
+        pytest.raises(RunError, match=f"process {holder.pid} works in this run folder"),
+        hold_run(tmp_path / "run", resume=resume),
     ):
         pass
 
@@ -53,8 +54,9 @@ def test_a_folder_that_refuses_is_one_message(tmp_path):
     (tmp_path / "lead").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / ".lock").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(RunError, match="cannot be written: Too many levels of symbolic links"), hold_run(
-        tmp_path / "run", resume=True
+    with (
+        pytest.raises(RunError, match="cannot be written: Too many levels of symbolic links"),
+        hold_run(tmp_path / "run", resume=True),
     ):
         pass
     assert not (tmp_path / "elsewhere").exists()
@@ -71,7 +73,8 @@ def test_a_run_folder_with_a_link_that_leads_out_is_refused(tmp_path, name):
 def test_two_that_start_at_once_never_both_hold(tmp_path):
     """Eight threads of locking and unlocking in processes of their own: at most one inside at any time."""
     code = (
-        "import sys, time; from pathlib import Path; from rxtone.errors import RunError; from rxtone.run_lock import hold_run\n"
+        "import sys, time; from pathlib import Path\n"
+        "from rxtone.errors import RunError; from rxtone.run_lock import hold_run\n"
         "root = Path(sys.argv[1]); entered = 0; end = time.monotonic() + 1.0\n"
         "while time.monotonic() < end:\n"
         "    try:\n"

@@ -134,7 +134,7 @@ def _facts(recipe: Recipe, record: dict[str, Any], environment: dict[str, Any]) 
     }
     rate = speed["reviews_per_second"]
     training = {
-        "objective": train.loss,
+        "objective": " + ".join([train.loss, *(f"{name} (auxiliary)" for name in recipe.auxiliary)]),
         "steps": f"{speed['steps']} at {train.learning_rate:g} ({train.lr_scheduler_type})",
         "seed": str(train.seed),
         "speed": f"{rate:.1f} reviews/s" if rate else "not measured",

@@ -202,7 +202,23 @@ class Classifier:
     def score(self, reviews: Sequence[Review], *, batch_size: int = 32) -> Scores:
         """Log-probabilities of all labels for n reviews (see `Scores`)."""
         prompts = self.prompts.build_many(reviews)
-        dataset = ReviewDataset([prompt.ids for prompt in prompts])
+        return Scores(
+            self.score_ids([prompt.ids for prompt in prompts], batch_size=batch_size),
+            np.array([prompt.truncated for prompt in prompts], dtype=bool),
+            np.array([prompt.n_tokens_full for prompt in prompts], dtype=np.int64),
+        )
+
+    def score_ids(self, prompts: Sequence[Sequence[int]], *, batch_size: int = 32) -> np.ndarray:
+        """Log-probabilities of all labels for prompts that are token ids already.
+
+        Args:
+            prompts: n sequences of token ids, each closed by </s>.
+            batch_size: Prompts per batch.
+
+        Returns:
+            float64, shape (n, k): log-probabilities over the labels, before calibration.
+        """
+        dataset = ReviewDataset(prompts)
         if isinstance(self.model, ExportedModel):
             scores = self.model.score(dataset, batch_size)
         else:
@@ -210,11 +226,7 @@ class Classifier:
                 self.scorer, dataset, self.label_tokens, batch_size=batch_size,
                 pad_token_id=token_id(self.model, "pad_token_id"),
             )  # fmt: skip
-        return Scores(
-            log_probabilities(scores) if len(scores) else scores,
-            np.array([prompt.truncated for prompt in prompts], dtype=bool),
-            np.array([prompt.n_tokens_full for prompt in prompts], dtype=np.int64),
-        )
+        return log_probabilities(scores) if len(scores) else scores
 
     def generate(self, reviews: Sequence[Review], *, batch_size: int = 32) -> list[str]:
         """Greedy free generation, for comparison with scoring only: nothing keeps it to the labels.

@@ -13,6 +13,7 @@ from typing import Annotated
 
 import typer
 
+from rxtone import cli_explain as explaining
 from rxtone import cli_judge as judge
 from rxtone import cli_work as work
 from rxtone.cli_options import LogJsonOption, SetOption, load_classifier, print_metrics
@@ -29,7 +30,9 @@ config_app = typer.Typer(no_args_is_help=True, help="Look at recipes.")
 app.add_typer(data_app, name="data")
 app.add_typer(config_app, name="config")
 
-for command in (judge.evaluate, work.predict, judge.compare, judge.drift, work.serve, work.export, work.push):
+for command in (
+    judge.evaluate, work.predict, explaining.explain, judge.compare, judge.drift, work.serve, work.export, work.push,
+):  # fmt: skip
     app.command()(command)
 data_app.command("audit")(judge.data_audit)
 data_app.command("corrections")(work.data_corrections)

@@ -137,9 +137,19 @@ class TrainConfig(Group):
     engine: Literal["fast", "reference"] = "fast"
     """`fast` is rxtone's own forward, `reference` is transformers + PEFT: same numbers. Where the fast
     one does not cover an adapter, the reference takes its place and a notice says why."""
-    loss: Literal["token_ce", "label_ce"] = "token_ce"
+    loss: Literal["token_ce", "label_ce", "focal", "ordinal", "cumulative"] = "token_ce"
     """`token_ce`: cross-entropy over the vocabulary at the label's tokens and </s>, as
-    transformers does. `label_ce`: cross-entropy over the label scores alone."""
+    transformers does. Over the label scores alone: `label_ce` (cross-entropy), `focal`, and, with the
+    labels in order, `ordinal` (a far miss costs more) and `cumulative`."""
+    label_smoothing: Fraction = 0.0
+    """Share of `label_ce` that is spread over all labels alike."""
+    rating_noise: Annotated[float, Field(gt=0)] | None = None
+    """Standard deviation, in units of the rating, of the noise that ratings are taken to carry: `label_ce`
+    then matches the label distribution of the neighbouring ratings instead of one label. Null: none."""
+    focal_gamma: Annotated[float, Field(ge=0)] = 2.0
+    """How strongly `focal` turns from what is learned to what is not; 0 is `label_ce`."""
+    ordinal_power: Annotated[float, Field(gt=0)] = 1.0
+    """Power of the distance between labels in `ordinal`."""
     learning_rate: Annotated[float, Field(gt=0)] = 3.0e-4
     """Peak learning rate of AdamW."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
@@ -170,6 +180,31 @@ class TrainConfig(Group):
     """Optimiser steps between checkpoints; one is also written at each validation."""
     seed: Annotated[int, Field(ge=0)] = 42
     """Seed of the split, the adapter's start, the order and the dropout."""
+
+
+class AuxiliaryTask(Group):
+    """A further answer of the same reviewer, asked by another prompt and learned by the same adapter.
+
+    It shapes what the adapter learns; it is never an input and never evaluated.
+    """
+
+    column: str
+    """Column that holds the answer."""
+    rule: Annotated[dict[str, Any], Field(min_length=2)]
+    """Label word -> condition, as in `data.label.rule`."""
+    template: str
+    """Prompt of a review with fields; `{labels}` and `{fields}` are filled in."""
+    weight: Annotated[float, Field(gt=0)] = 0.5
+    """What one review of this task counts in the loss, beside 1 for a review of the main task."""
+    share: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Share of the training reviews, drawn anew each epoch, that are also asked this way."""
+
+    @model_validator(mode="after")
+    def _placeholder(self) -> AuxiliaryTask:
+        if "{fields}" not in self.template:
+            msg = "template must contain {fields}"
+            raise ValueError(msg)
+        return self
 
 
 class EvaluationConfig(Group):
@@ -207,6 +242,8 @@ class Recipe(Group):
     model: ModelConfig = ModelConfig()
     lora: LoraSettings = LoraSettings()
     train: TrainConfig = TrainConfig()
+    auxiliary: dict[str, AuxiliaryTask] = {}
+    """Further tasks for the same adapter, by name."""
     evaluation: EvaluationConfig = EvaluationConfig()
     track: TrackConfig = TrackConfig()
 
@@ -216,6 +253,10 @@ class Recipe(Group):
         if isinstance(weights, dict) and (set(weights) != set(labels) or min(weights.values()) <= 0):
             msg = f"train.class_weights: expected a positive weight for each of {', '.join(labels)}, got {weights}"
             raise ValueError(msg)
+        for key in ("label_smoothing", "rating_noise"):
+            if getattr(self.train, key) and self.train.loss != "label_ce":
+                msg = f"train.{key}: only with train.loss=label_ce, got loss {self.train.loss!r}"
+                raise ValueError(msg)
         return self
 
 

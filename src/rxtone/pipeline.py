@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 from rxtone.artefacts import environment_record, write_evaluation
 from rxtone.classifier import load, make_spec, prompt_builder, token_id, write_spec
 from rxtone.config import Recipe, dump_recipe, load_recipe
+from rxtone.data.rules import parse_rule
+from rxtone.data.soft_labels import soft_labels
 from rxtone.errors import RunError
 from rxtone.judging import judge
 from rxtone.model.base import Base, default_device, load_base
@@ -27,7 +29,7 @@ from rxtone.stats.policy import fit_policy
 from rxtone.stopping import Stop
 from rxtone.tracking import check_trackers, open_trackers
 from rxtone.training.checkpoint import newest_checkpoint, read_progress
-from rxtone.training.loop import Event, TrainingData, fit
+from rxtone.training.loop import Auxiliary, Event, TrainingData, fit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -120,7 +122,7 @@ def train(recipe: Recipe, out: Path, *, resume: bool = False, stop: Stop | None 
 
 
 def _train_adapter(recipe: Recipe, run: RunFolder, stop: Stop) -> Iterator[StoryEvent]:
-    prepared = prepare(recipe.data, recipe.train.seed)
+    prepared = prepare(recipe.data, recipe.train.seed, recipe.auxiliary)
     device = default_device()
     base = load_base(recipe.model.base, revision=recipe.model.revision, precision=recipe.model.precision, device=device)
     spec = make_spec(recipe, base.identity.to_json(), base.precision)
@@ -184,10 +186,24 @@ def _tokenise(recipe: Recipe, base: Base, prepared: Prepared) -> tuple[TrainingD
     if prepared.held_out is prepared.validation:
         del truncation["test"]
     (train_set, train_classes), (validation, validation_classes), _ = parts
+    soft, noise = None, recipe.train.rating_noise
+    if noise is not None:
+        soft = soft_labels(parse_rule(recipe.data.label.rule), prepared.ratings, noise)
     data = TrainingData(
-        train_set, train_classes, validation, validation_classes, prepared.labels, tokens, pad_token_id=pad
-    )
+        train_set, train_classes, validation, validation_classes, prepared.labels, tokens, pad,
+        tuple(_auxiliary(recipe, base, prepared, task, eos) for task in prepared.auxiliary), soft,
+    )  # fmt: skip
     return data, truncation
+
+
+def _auxiliary(recipe: Recipe, base: Base, prepared: Prepared, task: str, eos: int) -> Auxiliary:
+    settings, (labels, reviews) = recipe.auxiliary[task], prepared.auxiliary[task]
+    prompt = recipe.prompt.model_copy(update={"template": settings.template})
+    tokens, classes = label_token_ids(base.tokenizer, labels, eos), label_indexes(reviews, labels)
+    prompts = prompt_builder(base.tokenizer, prompt, labels).build_many(reviews)
+    targets = [tokens.targets()[index] for index in classes]
+    dataset = ReviewDataset([shown.ids for shown in prompts], targets)
+    return Auxiliary(dataset, classes, tokens, settings.weight, settings.share)
 
 
 def _save(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,9 +16,9 @@ from rxtone.data.tables import read_table
 from rxtone.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
-    from rxtone.config import DataConfig
+    from rxtone.config import AuxiliaryTask, DataConfig
     from rxtone.data.prompts import Prompt
     from rxtone.data.tables import Table
 
@@ -38,6 +38,8 @@ class Prepared:
         held_out: Reviews to judge on.
         held_out_name: What they are: a test, or validation rows where there is no test.
         record: What data.json holds.
+        ratings: The label column's cell of each training review.
+        auxiliary: The training reviews again for each further task, with its label words and its labels.
     """
 
     labels: tuple[str, ...]
@@ -46,14 +48,17 @@ class Prepared:
     held_out: list[Review]
     held_out_name: str
     record: dict[str, Any]
+    ratings: tuple[str, ...] = ()
+    auxiliary: dict[str, tuple[tuple[str, ...], list[Review]]] = field(default_factory=dict)
 
 
-def prepare(data: DataConfig, seed: int) -> Prepared:
+def prepare(data: DataConfig, seed: int, auxiliary: Mapping[str, AuxiliaryTask] | None = None) -> Prepared:
     """Read, label and split the reviews of a recipe.
 
     Args:
         data: The recipe's data group.
         seed: Seed of the split.
+        auxiliary: Further tasks, whose columns are read for the training reviews.
 
     Returns:
         The reviews and their record.
@@ -93,7 +98,17 @@ def prepare(data: DataConfig, seed: int) -> Prepared:
     }
     record["training_text_hashes"] = sorted({text_hash(review) for review in (*train, *validation)})
     name = TEST if test else SELECTION
-    return Prepared(rule.labels, train, validation, test or validation, name, record)
+    further = {task: _further(table, data, settings, split.train) for task, settings in (auxiliary or {}).items()}
+    cells = table.frame[data.label.column]
+    ratings = tuple(str(cells[int(row)]) for row in split.train)
+    return Prepared(rule.labels, train, validation, test or validation, name, record, ratings, further)
+
+
+def _further(
+    table: Table, data: DataConfig, task: AuxiliaryTask, rows: np.ndarray
+) -> tuple[tuple[str, ...], list[Review]]:
+    rule = parse_rule(task.rule)
+    return rule.labels, _pick(read_reviews(table, data.text_fields, task.column, rule), rows)
 
 
 def free_text(review: Review) -> Review:

@@ -205,3 +205,26 @@ def test_the_tail_policy_is_that_of_transformers(t5_tokenizer: Tokenizer, drugli
     texts = [builder.render(review) for review in sample]
     expected = reference(texts, truncation=True, max_length=256)["input_ids"]
     assert [list(prompt.ids) for prompt in builder.build_many(sample)] == expected
+
+
+def test_a_reading_finds_every_word_in_the_prompt(word_tokenizer: Tokenizer) -> None:
+    reading = builder_of(word_tokenizer).reading(review_of("a b", "", "c d"))
+    assert reading.texts == (("Benefits", "a b"), ("Comments", "c d"))
+    assert [(word.field, word.text) for word in reading.words] == [
+        ("Benefits", "a"), ("Benefits", "b"), ("Comments", "c"), ("Comments", "d"),
+    ]  # fmt: skip
+    ids = reading.prompt.ids
+    assert reading.prompt == builder_of(word_tokenizer).build(review_of("a b", "", "c d"))
+    for word in reading.words:
+        assert [word_tokenizer.id_to_token(ids[i]) for i in word.tokens] == [word.text]
+
+
+@pytest.mark.parametrize("truncation", ["fields", "tail"])
+def test_a_reading_holds_only_what_was_not_cut(word_tokenizer: Tokenizer, truncation: str) -> None:
+    review = review_of("a b c a b c a b", "d", "e f g h i j e f g h")
+    reading = builder_of(word_tokenizer, 32, truncation).reading(review)
+    words = " ".join(word.text for word in reading.words)
+    assert words == {"fields": "a b c d e f g h", "tail": "a b c a b c a b d e"}[truncation]
+    positions = [i for word in reading.words for i in word.tokens]
+    assert positions == sorted(set(positions))
+    assert max(positions) < 31

@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 from sklearn.metrics import cohen_kappa_score, f1_score
 
-from pretraining.evaluate import figures, main, paired_bootstrap, summarise
+from pretraining.evaluate import ahead, figures, main, summarise
 
 LABELS = ("positive", "neutral", "negative")
 
@@ -31,12 +31,12 @@ def test_figures_equal_scikit_learn() -> None:
 def test_a_clear_lead_has_an_interval_above_zero_and_a_tie_does_not() -> None:
     truth = np.random.default_rng(0).integers(0, 3, 600)
     good, same, poor = noisy(truth, 0.2, 1), noisy(truth, 0.2, 2), noisy(truth, 0.6, 3)
-    lead = paired_bootstrap(truth, good, poor, 3, seed=0)["macro_f1"]
+    lead = ahead(truth, good, poor, 3)["macro_f1"]
     assert lead[0] == pytest.approx(f1_score(truth, good, average="macro") - f1_score(truth, poor, average="macro"))
     assert 0 < lead[1] < lead[0] < lead[2]
-    tie = paired_bootstrap(truth, good, same, 3, seed=0)["kappa"]
+    tie = ahead(truth, good, same, 3)["kappa"]
     assert tie[1] < 0 < tie[2]
-    assert paired_bootstrap(truth, good, good, 3, seed=0)["accuracy"] == (0.0, 0.0, 0.0)
+    assert ahead(truth, good, good, 3)["accuracy"] == (0.0, 0.0, 0.0)
 
 
 def test_bootstrap_agrees_with_resampling_rows() -> None:
@@ -45,7 +45,7 @@ def test_bootstrap_agrees_with_resampling_rows() -> None:
     rng = np.random.default_rng(5)
     draws = rng.integers(0, 150, size=(4000, 150))
     by_rows = [(first[d] == truth[d]).mean() - (second[d] == truth[d]).mean() for d in draws]
-    _, low, high = paired_bootstrap(truth, first, second, 3, seed=0)["accuracy"]
+    _, low, high = ahead(truth, first, second, 3)["accuracy"]
     assert (low, high) == pytest.approx(tuple(np.quantile(by_rows, [0.025, 0.975])), abs=0.012)
 
 
@@ -74,7 +74,7 @@ def test_the_command_runs_through_the_pipeline(
     main()
     summary = json.loads(capsys.readouterr().out)
     assert summary["rows"] == 15
-    assert set(summary["all_rows"]) == {"tuned", "zero_shot", "tfidf", "majority"}
+    assert set(summary["all_rows"]) == {"tuned", "tuned_argmax", "zero_shot", "tfidf", "majority"}
     assert summary["all_rows"]["tfidf"]["accuracy"] == 1.0
     with np.load(tmp_path / "out" / "predictions.npz") as stored:
         assert stored["tuned"].shape == (15,)

@@ -176,6 +176,19 @@ def test_dark_mode_follows_the_system(browser: "playwright.Browser", server: Liv
     page.context.close()
 
 
+def test_the_page_says_which_words_drove_the_answer(page: "playwright.Page") -> None:
+    box = page.get_by_label("Benefits").locator("visible=true")
+    box.fill("the pill was <b>awful</b>")
+    page.get_by_role("button", name="Why?").locator("visible=true").click()
+    shown = page.get_by_role("status", name="Explanation").locator("visible=true")
+    shown.wait_for()
+    assert "Benefits" in shown.inner_text()
+    assert "<b>awful</b>" in shown.inner_text()  # escaped: the page shows the marks, it does not obey them
+    assert shown.locator("mark").count() >= 1
+    box.fill("great")
+    shown.wait_for(state="detached")
+
+
 def test_a_server_that_stops_lets_open_pages_go(page: "playwright.Page", server: LiveServer) -> None:
     """Last in this file: it ends the server."""
     box = page.get_by_label("Benefits").locator("visible=true")

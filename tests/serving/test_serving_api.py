@@ -11,6 +11,7 @@ from transformers import T5Config
 
 import rxtone
 from rxtone.classifier import Prediction
+from rxtone.explain import explain
 from rxtone.serving.api import create_app, scored_labels
 from rxtone.serving.limits import Limits
 from rxtone.serving.models import ModelPool
@@ -200,3 +201,20 @@ def test_the_answer_comes_first_even_where_another_label_is_more_probable() -> N
     tuned = Prediction("negative", {"positive": 0.5, "neutral": 0.2, "negative": 0.3}, False)
     assert [item["label"] for item in scored_labels(tuned)] == ["negative", "positive", "neutral"]
     assert [item["label"] for item in scored_labels(tuned, 1)] == ["negative"]
+
+
+def test_an_explanation_comes_with_the_answer(app_client: TestClient, classifier: rxtone.Classifier) -> None:
+    fields = {"Benefits": "the pill was awful", "Side Effects": ""}
+    plain = app_client.post("/predict", json={"fields": fields}).json()
+    answer = app_client.post("/predict", json={"fields": fields, "explain": True}).json()
+    why = answer[0].pop("explanation")
+    assert answer == plain
+    assert why == explain(classifier, fields).to_dict()
+    assert max(why["parts"], key=lambda part: part["weight"])["text"] == "awful"
+    assert [part["field"] for part in why["parts"]] == ["Benefits"] * 4
+
+
+def test_an_explanation_is_of_one_review_and_asked_for_by_true(app_client: TestClient) -> None:
+    assert error_of(app_client.post("/predict", json={"text": TEXT, "explain": "yes"})) == (422, "bad_request")
+    assert error_of(app_client.post("/predict", json=[{"text": TEXT, "explain": True}])) == (422, "bad_request")
+    assert error_of(app_client.post("/predict", json={"text": " ", "explain": True})) == (422, "no_text")

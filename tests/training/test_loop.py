@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from unittest import mock
 
 import numpy as np
@@ -10,15 +11,18 @@ from rxtone.errors import RunError
 from rxtone.model.base import load_base
 from rxtone.model.batches import ReviewDataset
 from rxtone.model.lora import adapter_state, add_adapter
-from rxtone.model.scoring import LabelTokens
+from rxtone.model.scoring import LabelTokens, log_probabilities, score_dataset
 from rxtone.stopping import Stop
 from rxtone.training import loop
+from rxtone.training.checkpoint import newest_checkpoint
 from rxtone.training.loop import (
+    Auxiliary,
     CheckpointSaved,
     EvalDone,
     MemoryShort,
     StepDone,
     TrainingData,
+    auxiliary_groups,
     fit,
     learning_rate,
     step_groups,
@@ -204,6 +208,56 @@ def test_steps_are_counted_before_they_are_made():
     assert math.isclose(sum(len(b) for group in step_groups(lengths, settings(), 0) for b in group), 25)
 
 
+def with_auxiliary(share=0.5, weight=0.5):
+    data = toy_data()
+    other = ReviewDataset([prompt.tolist() for prompt in data.train.prompts], [[12, 1]] * len(data.train))
+    task = Auxiliary(other, np.zeros(len(other), dtype=np.int64), LabelTokens(((12,), (13,)), False, 1), weight, share)
+    return replace(data, auxiliary=(task,))
+
+
+def test_a_further_task_is_learned_beside_the_main_one(tiny_base, tmp_path):
+    model = adapted(tiny_base)
+    data = with_auxiliary(share=0.5, weight=0.5)
+    (task,) = data.auxiliary
+
+    def asked():
+        scores = score_dataset(model, task.reviews, task.label_tokens, batch_size=8, pad_token_id=0)
+        return float(log_probabilities(scores)[:, 0].mean())
+
+    before = asked()
+    events = list(fit(model, data, settings(learning_rate=0.02, num_train_epochs=10), tmp_path / "checkpoints"))
+    assert asked() > max(before, np.log(0.9))
+    assert max(event.validation_macro_f1 for event in events if isinstance(event, EvalDone)) > 0.9
+
+
+def test_a_further_task_draws_its_share_anew_each_epoch():
+    (task,) = with_auxiliary(share=0.5).auxiliary
+    first, again, second = (auxiliary_groups(task, 3, 7, epoch) for epoch in (0, 0, 1))
+    assert [part.tolist() for part in first] == [part.tolist() for part in again]
+    assert [part.tolist() for part in first] != [part.tolist() for part in second]
+    drawn = np.concatenate(first)
+    assert len(drawn) == len(set(drawn.tolist())) == len(task.reviews) // 2
+    assert {len(part) for part in first} == {4}
+
+
+def test_a_resumed_run_with_a_further_task_goes_on_the_same(tiny_base, tmp_path):
+    train = settings(num_train_epochs=2, checkpoint_every=2)
+    whole = [
+        e.loss for e in fit(adapted(tiny_base), with_auxiliary(), train, tmp_path / "a") if isinstance(e, StepDone)
+    ]
+    losses = []
+    for event in fit(adapted(tiny_base), with_auxiliary(), train, tmp_path / "b"):
+        if isinstance(event, StepDone):
+            losses.append(event.loss)
+        if isinstance(event, CheckpointSaved):
+            break
+    rest = fit(
+        adapted(tiny_base), with_auxiliary(), train, tmp_path / "b", resume_from=newest_checkpoint(tmp_path / "b")
+    )
+    losses += [event.loss for event in rest if isinstance(event, StepDone)]
+    assert losses == whole
+
+
 def short_of_memory(call, most):
     """`loss_sum` on a device that holds `most` reviews from its n-th call on."""
     calls = []
@@ -242,7 +296,10 @@ def test_gradients_of_a_failed_try_are_not_counted(tiny_base, tmp_path):
 
 
 def test_memory_too_short_for_one_review_is_one_clear_error(tiny_base, tmp_path):
-    with short_of_memory(1, 0), pytest.raises(RunError, match=r"out of memory with a single review of up to \d+ tokens"):
+    with (
+        short_of_memory(1, 0),
+        pytest.raises(RunError, match=r"out of memory with a single review of up to \d+ tokens"),
+    ):
         run(tiny_base, tmp_path, settings())
 
 

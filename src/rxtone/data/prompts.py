@@ -5,6 +5,7 @@ typed in a review are broken up, empty fields are left out. The uncut prompt is 
 encoding of ``PromptBuilder.render``.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -42,6 +43,36 @@ class Prompt:
     def truncated(self) -> bool:
         """Whether the prompt lost any token."""
         return len(self.ids) < self.n_tokens_full
+
+
+@dataclass(frozen=True)
+class Word:
+    """One word of a review as it stands in a prompt.
+
+    Attributes:
+        field: The field it stands in; ``text`` for free text.
+        text: The word, marks included.
+        tokens: Positions of its tokens in the prompt.
+    """
+
+    field: str
+    text: str
+    tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What of a review a model reads.
+
+    Attributes:
+        prompt: The prompt.
+        texts: Pairs of field (``text`` for free text) and what is left of its text after any cut.
+        words: The words that were not cut, in order.
+    """
+
+    prompt: Prompt
+    texts: tuple[tuple[str, str], ...]
+    words: tuple[Word, ...]
 
 
 def _keep(text: str, encoding: Encoding, wanted: int) -> tuple[str, int]:
@@ -138,6 +169,33 @@ class PromptBuilder:
             prompts += [self._fit(layout, ids) for layout, ids in zip(batch, whole, strict=True)]
         return prompts
 
+    def reading(self, review: Review) -> Reading:
+        """Tell what of a review is read, word by word.
+
+        Args:
+            review: The review.
+
+        Returns:
+            The prompt that ``build`` gives, and where each word stands in it.
+        """
+        layout = self._lay_out(review)
+        prompt, layout = self._fit_layout(layout, self._tokenizer.encode(layout.text()).ids)
+        text = layout.text()
+        offsets = self._tokenizer.encode(text).offsets[: len(prompt.ids) - 1]
+        end = offsets[-1][1] if offsets else 0
+        texts, words = [], []
+        for name, (low, high) in zip(layout.names, layout.spans(), strict=True):
+            texts.append((name, text[low : min(high, end)]))
+            found = [
+                # The last character of a token counts: its first may be the blank before a word.
+                Word(name, match[0], tuple(i for i, (_, to) in enumerate(offsets) if match.start() < to <= match.end()))
+                for match in re.compile(r"\S+").finditer(text, low, high)
+            ]
+            if name in prompt.cut and self._truncation == "fields":
+                found = found[:-1]  # the mark of the cut
+            words += [word for word in found if word.tokens]
+        return Reading(prompt, tuple(texts), tuple(words))
+
     def render(self, review: Review) -> str:
         """Return the text of the uncut prompt.
 
@@ -170,10 +228,13 @@ class PromptBuilder:
         return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts))]
 
     def _fit(self, layout: Layout, ids: list[int]) -> Prompt:
+        return self._fit_layout(layout, ids)[0]
+
+    def _fit_layout(self, layout: Layout, ids: list[int]) -> tuple[Prompt, Layout]:
         if len(ids) <= self._max_tokens:
-            return Prompt(tuple(ids), len(ids))
+            return Prompt(tuple(ids), len(ids)), layout
         if self._truncation == "tail":
-            return self._cut_tail(layout)
+            return self._cut_tail(layout), layout
         return self._cut_fields(layout, len(ids))
 
     def _cut_tail(self, layout: Layout) -> Prompt:
@@ -187,11 +248,11 @@ class PromptBuilder:
                     cut[name] = cut.get(name, 0) + 1
         return Prompt((*encoding.ids[:keep], self._end), len(encoding.ids), cut)
 
-    def _cut_fields(self, layout: Layout, n_full: int) -> Prompt:
+    def _cut_fields(self, layout: Layout, n_full: int) -> tuple[Prompt, Layout]:
         fields = [self._tokenizer.encode(text, add_special_tokens=False) for text in layout.texts]
         lengths = [len(own.ids) for own in fields]
         bare = layout.with_texts([CUT_MARK.strip()] * len(fields))
-        fitted, kept = tuple(self._tokenizer.encode(bare.text()).ids), [0] * len(fields)
+        fitted, kept, read = tuple(self._tokenizer.encode(bare.text()).ids), [0] * len(fields), bare
         self._require_room(len(fitted))
         # The bare frame pays for a mark in every field, so an uncut field has the mark's tokens to spare.
         mark = self._mark_length
@@ -200,14 +261,15 @@ class PromptBuilder:
             shares = share_tokens([max(0, length - mark) for length in lengths], budget)
             wanted = [n if share + mark >= n else share for n, share in zip(lengths, shares, strict=True)]
             cuts = [_keep(text, own, n) for text, own, n in zip(layout.texts, fields, wanted, strict=True)]
-            ids = self._tokenizer.encode(layout.with_texts([text for text, _ in cuts]).text()).ids
+            trial = layout.with_texts([text for text, _ in cuts])
+            ids = self._tokenizer.encode(trial.text()).ids
             if len(ids) <= self._max_tokens:
-                fitted, kept = tuple(ids), [n for _, n in cuts]
+                fitted, kept, read = tuple(ids), [n for _, n in cuts], trial
                 break
             # Pieces differ at the joints, so the sum can be a little off.
             budget -= len(ids) - self._max_tokens
         lost = [length - n for length, n in zip(lengths, kept, strict=True)]
-        return Prompt(fitted, n_full, {name: n for name, n in zip(layout.names, lost, strict=True) if n})
+        return Prompt(fitted, n_full, {name: n for name, n in zip(layout.names, lost, strict=True) if n}), read
 
     def _require_room(self, needed: int) -> None:
         if needed > self._max_tokens:

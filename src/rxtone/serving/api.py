@@ -86,9 +86,17 @@ def scored_labels(prediction: Prediction, top_k: int | None = None) -> list[dict
 def _add_predict(app: FastAPI, service: Service) -> None:
     @app.post("/predict", responses=PREDICT_ANSWERS | ERRORS, openapi_extra=PREDICT_BODY, summary="Label reviews")
     async def predict(request: Request, top_k: TopK = None, run: Run = None) -> Response:
-        """One review or a list; a list is answered by a list of lists, in order."""
+        """One review or a list; a list is answered by a list of lists, in order.
+
+        With `"explain": true` beside one review, its first label carries `explanation`: what each field and each
+        word moved.
+        """
         body = await request.body()
         ask = parse_predict(body, depth=service.limits.json_depth, top_k=top_k, run=run)
+        if ask.explain:
+            prediction, why = await _unless_gone(request, service.explain(ask.reviews[0], ask.run))
+            first, *others = scored_labels(prediction, ask.top_k)
+            return JSONResponse([first | {"explanation": why.to_dict()}, *others])
         predictions = await _unless_gone(request, service.predict(ask.reviews, ask.run))
         answers = [scored_labels(prediction, ask.top_k) for prediction in predictions]
         return JSONResponse(answers if ask.many else answers[0])

@@ -20,6 +20,7 @@ _REVIEW: dict[str, Any] = {
 _OPTIONS: dict[str, Any] = {
     "top_k": {"type": "integer", "minimum": 1, "description": "Most probable labels; all by default."},
     "run": {"type": "string", "description": "Which run answers; the first by default."},
+    "explain": {"type": "boolean", "description": "Tell what each field and each word moved, in `explanation`."},
 }
 _ONE: dict[str, Any] = {**_REVIEW, "properties": {**_REVIEW["properties"], **_OPTIONS}}
 _MANY: dict[str, Any] = {"type": "array", "items": {"anyOf": [{"type": "string"}, _REVIEW]}}
@@ -32,6 +33,7 @@ _SCORES: dict[str, Any] = {
             "score": {"type": "number"},
             "truncated": {"type": "boolean", "description": "The prompt did not hold the whole review."},
             "abstained": {"type": "boolean", "description": "The classifier is not sure enough."},
+            "explanation": {"type": "object", "description": "With the first label, where `explain` asked for it."},
         },
     },
 }

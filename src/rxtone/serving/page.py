@@ -52,6 +52,15 @@ class Page:
         except Exception as error:
             return page_html.error(explain(error))
 
+    async def why(self, run: str | None, review: str | Mapping[str, str]) -> str:
+        """Which words and which field drove the answer, or why that cannot be told."""
+        try:
+            served, checked = self._checked(run, review)
+            _, found = await self.service.explain(checked, served.name)
+        except Exception as error:
+            return page_html.error(explain(error))
+        return page_html.why(found)
+
     async def compare(self, fields: Mapping[str, str]) -> str:
         """Cards of all runs for one review; each reads the fields it knows."""
         cards = []

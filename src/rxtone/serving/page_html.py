@@ -5,13 +5,18 @@ from __future__ import annotations
 from html import escape
 from typing import TYPE_CHECKING
 
+from rxtone.explain_views import EXPLANATION_CSS, explanation_html
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from rxtone.classifier import Prediction
     from rxtone.data.prompts import Prompt
+    from rxtone.explain import Explanation
 
-CSS = """
+CSS = (
+    EXPLANATION_CSS
+    + """
 .gradio-container { max-width: min(1080px, 100vw) !important; min-width: 0; margin: 0 auto !important;
   --rx-quiet: #475569; --rx-strong: #0f766e; --rx-plain: #64748b; --rx-warn: #b45309; --rx-bad: #b91c1c; }
 .dark .gradio-container { --rx-quiet: #a3b1c6; --rx-strong: #2dd4bf; --rx-plain: #94a3b8; --rx-warn: #fbbf24;
@@ -43,6 +48,10 @@ CSS = """
     background: var(--background-fill-secondary); line-height: 1.5; }
   .rx-error { border-left: 4px solid var(--rx-bad); }
   .rx-error p, .rx-done p { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; line-height: 1.5; }
+  .rx-card .rx-why p { margin: .6rem 0 0; }
+  .rx-card .rx-why ul { gap: 2px; margin: .6rem 0 0; }
+  .rx-card .rx-why li { grid-template-columns: minmax(7.5rem, 30%) 1fr; }
+  .rx-card .rx-why li span:last-child { text-align: left; }
   .rx-card details { margin-top: 14px; }
   .rx-card summary { cursor: pointer; color: var(--body-text-color); }
   .rx-card pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: .86rem; line-height: 1.55;
@@ -62,6 +71,7 @@ CSS = """
   }
 }
 """
+)
 HINT = '<p class="rx-hint">The answer appears here: the label, how probable each label is, and what the model read.</p>'
 
 
@@ -105,6 +115,21 @@ def card(prediction: Prediction, prompt: Prompt, read: str, *, title: str | None
         f"{_bars(prediction.probabilities, prediction.label)}{_cut(prompt)}"
         f"<details><summary>What the model read ({len(prompt.ids)} tokens)</summary>"
         f'<pre tabindex="0">{escape(read)}</pre></details></section>'
+    )
+
+
+def why(found: Explanation) -> str:
+    """What drove an answer.
+
+    Args:
+        found: The explanation.
+
+    Returns:
+        HTML.
+    """
+    return (
+        f'<section class="rx-card" role="status" aria-label="Explanation"><h3>Why {escape(found.predicted)}</h3>'
+        f"{explanation_html(found)}</section>"
     )
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     RawReview = str | Mapping[str, str]
 
-KEYS = ("text", "fields", "top_k", "run")
+KEYS = ("text", "fields", "top_k", "run", "explain")
 
 # A string is skipped whole; one that never ends reaches to the end, so that the search stays linear.
 _STRING_OR_BRACKET = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)|[\[\]{}]', re.DOTALL)
@@ -30,12 +30,14 @@ class Ask:
         many: Whether the client sent a list.
         top_k: Labels per review; None for all.
         run: Which run; None for the default.
+        explain: Whether to tell what drove the answer; of one review only.
     """
 
     reviews: list[RawReview]
     many: bool
     top_k: int | None = None
     run: str | None = None
+    explain: bool = False
 
 
 def parse_predict(body: bytes, *, depth: int, top_k: int | None = None, run: str | None = None) -> Ask:
@@ -64,7 +66,10 @@ def parse_predict(body: bytes, *, depth: int, top_k: int | None = None, run: str
         raise RequestError(422, "bad_request", "top_k: expected a whole number from 1, or null for all labels")
     if own_run is not None and not isinstance(own_run, str):
         raise RequestError(422, "bad_request", "run: expected a name; see /info")
-    return Ask([review], False, top_k if own_k is None else own_k, run if own_run is None else own_run)
+    explain = data.get("explain", False) if isinstance(data, dict) else False
+    if not isinstance(explain, bool):
+        raise RequestError(422, "bad_request", f"explain: expected true or false, got {_kind(explain)}")
+    return Ask([review], False, top_k if own_k is None else own_k, run if own_run is None else own_run, explain)
 
 
 def parse_lines(body: bytes, *, depth: int) -> list[RawReview]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from rxtone.errors import DataError
+from rxtone.explain import Explanation, explain, forward_passes
 from rxtone.serving.batching import Batcher
 from rxtone.serving.limits import Limits, RequestError
 from rxtone.serving.metrics import ServerMetrics
@@ -23,6 +25,25 @@ INLINE_CHARS = 4_000
 """Text that is tokenised faster than another thread could be asked to do it."""
 WINDOW = 64
 """Reviews of one stream that are in the queue at the same time."""
+
+
+@dataclass(eq=False)
+class Explainer:
+    """Stands in the queue for a run: what it computes is kept beside the predictions.
+
+    Attributes:
+        served: The run.
+        found: The explanations, in order.
+    """
+
+    served: Served
+    found: list[Explanation] = field(default_factory=list)
+
+    def predict(self, reviews: Sequence[Review]) -> list[Prediction]:
+        """Predictions of reviews; each is explained, too."""
+        predictions = self.served.predict(reviews)
+        self.found += [explain(self.served.classifier, review) for review in reviews]
+        return predictions
 
 
 class Service:
@@ -62,6 +83,31 @@ class Service:
         served = self.pool.get(run)
         checked = [self.check(served, review, index) for index, review in enumerate(reviews)]
         return await self._compute(served, checked)
+
+    async def explain(self, review: RawReview, run: str | None = None) -> tuple[Prediction, Explanation]:
+        """Predict one review and tell what drove the answer: the work of up to some hundred predictions.
+
+        Args:
+            review: A text, a mapping of field to text, or a review.
+            run: Which run; None for the default.
+
+        Returns:
+            The prediction and its explanation.
+
+        Raises:
+            RequestError: 413, 422, 429 or 503.
+        """
+        served = self.pool.get(run)
+        checked = self.check(served, review)
+        reading = await asyncio.to_thread(served.classifier.prompts.reading, checked)
+        if not reading.words:
+            raise RequestError(422, "no_text", "review 0: nothing of it fits the prompt, so nothing can be explained")
+        explainer = Explainer(served)
+        # The queue's estimates count tokens, so that who waits behind an explanation is told the truth.
+        tokens = [len(reading.prompt.ids) * (1 + forward_passes(reading))]
+        job = self.batcher.submit(explainer, [checked], tokens)
+        predictions = await asyncio.wrap_future(job.future)
+        return predictions[0], explainer.found[0]
 
     async def stream(self, reviews: Sequence[RawReview], run: str | None = None) -> AsyncIterator[list[Prediction]]:
         """Predict many reviews window by window, waiting for room in the queue instead of giving up.

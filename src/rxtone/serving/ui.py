@@ -117,6 +117,7 @@ def _fields_tab(page: Page, run: gr.Dropdown, fields: Sequence[str]) -> None:
             ask = gr.Button("Read the review", variant="primary")
         with gr.Column():
             answer = gr.HTML(page_html.HINT, padding=False)
+            _why(page, run, boxes, review)
             _correction(page, run, boxes, review)
     rows = [[example.get(field, "") for field in fields] for example in EXAMPLES]
     if any(any(row) for row in rows):
@@ -141,6 +142,7 @@ def _text_tab(page: Page, run: gr.Dropdown) -> None:
             ask = gr.Button("Read the review", variant="primary")
         with gr.Column():
             answer = gr.HTML(page_html.HINT, padding=False)
+            _why(page, run, [box], lambda _, texts: str(texts[0] or ""))
             _correction(page, run, [box], lambda _, texts: str(texts[0] or ""))
     rows = [[" ".join(example.values())] for example in EXAMPLES]
     gr.Examples(rows, [box], label="Examples", cache_examples=False, api_visibility="private")
@@ -149,6 +151,24 @@ def _text_tab(page: Page, run: gr.Dropdown) -> None:
         return await page.answer(run_name, text or "")
 
     ask.click(read, [run, box], answer, api_visibility="private", show_progress="minimal")
+
+
+def _why(
+    page: Page, run: gr.Dropdown, boxes: Sequence[gr.Textbox], review: Callable[[str, tuple[Any, ...]], Any]
+) -> None:
+    """The "Why?" part below an answer."""
+    ask = gr.Button("Why? Show what drove the answer")
+    shown = gr.HTML(padding=False)
+
+    async def why(run_name: str, *texts: str) -> str:
+        return await page.why(run_name, review(run_name, texts))
+
+    ask.click(why, [run, *boxes], shown, api_visibility="private", show_progress="minimal")
+    # An explanation of another text would mislead.
+    gr.on(
+        [run.change, *(box.change for box in boxes)], lambda: "", None, shown, api_visibility="private",
+        show_progress="hidden",
+    )  # fmt: skip
 
 
 def _correction(

@@ -22,7 +22,7 @@ from rxtone.model.scoring import Scorer, log_probabilities, module_of, score_dat
 from rxtone.stats.metrics import classification_metrics
 from rxtone.stopping import Stop
 from rxtone.training.checkpoint import Progress, load_best, load_checkpoint, save_checkpoint
-from rxtone.training.objective import class_weight_vector, loss_sum
+from rxtone.training.objective import Objective, class_weight_vector, loss_sum
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -115,6 +115,25 @@ Event = StepDone | EvalDone | CheckpointSaved | MemoryShort
 
 
 @dataclass(frozen=True)
+class Auxiliary:
+    """A further task of the training reviews, learned beside the main one.
+
+    Attributes:
+        reviews: The same n training reviews, asked by this task's prompt.
+        classes: int64, shape (n,): their label indexes.
+        label_tokens: This task's labels in the base's tokens.
+        weight: What one of its reviews counts, beside 1 for one of the main task.
+        share: Share of its reviews in an epoch.
+    """
+
+    reviews: ReviewDataset
+    classes: np.ndarray
+    label_tokens: LabelTokens
+    weight: float
+    share: float
+
+
+@dataclass(frozen=True)
 class TrainingData:
     """What the loop learns from and selects by.
 
@@ -126,6 +145,8 @@ class TrainingData:
         labels: The k label words.
         label_tokens: The same in the base's tokens.
         pad_token_id: Filler of short prompts.
+        auxiliary: Further tasks.
+        train_targets: float32, shape (n, k): label distributions to match in place of the labels, or None.
     """
 
     train: ReviewDataset
@@ -135,6 +156,8 @@ class TrainingData:
     labels: tuple[str, ...]
     label_tokens: LabelTokens
     pad_token_id: int
+    auxiliary: tuple[Auxiliary, ...] = ()
+    train_targets: np.ndarray | None = None
 
 
 def fit(
@@ -184,14 +207,17 @@ def fit(
     # A pass whose steps are done, but which is not validated yet, is a place to resume from too.
     while (progress.step < total or progress.position) and not _patience_over(progress, train):
         groups = step_groups(data.train.lengths, train, progress.epoch)
+        beside = [auxiliary_groups(task, len(groups), train.seed, progress.epoch) for task in data.auxiliary]
         while progress.position < len(groups) and progress.step < total:
             started = time.perf_counter()
             group = groups[progress.position]
             rate = learning_rate(progress.step, total, train)
+            extra = [drawn[progress.position] for drawn in beside]
             tried = parts
             loss, weight, parts = _step(
-                scorer, optimizer, data, group, train, rate, class_weights, first=progress.step == 0, parts=parts
-            )
+                scorer, optimizer, data, group, extra, train, rate, class_weights,
+                first=progress.step == 0, parts=parts,
+            )  # fmt: skip
             if parts > tried:
                 yield MemoryShort(progress.step + 1, parts)
             progress = replace(
@@ -238,6 +264,23 @@ def step_groups(lengths: np.ndarray, train: TrainConfig, epoch: int) -> list[lis
     return [batches[start : start + size] for start in range(0, len(batches), size)]
 
 
+def auxiliary_groups(task: Auxiliary, steps: int, seed: int, epoch: int) -> list[np.ndarray]:
+    """The reviews of a further task that go beside each step of an epoch.
+
+    Args:
+        task: The task.
+        steps: Optimiser steps of the epoch.
+        seed: The run's seed.
+        epoch: Which pass, from 0.
+
+    Returns:
+        One index array per step, of even sizes; together the task's share of its reviews, drawn anew each epoch.
+    """
+    generator = np.random.Generator(np.random.PCG64([seed, epoch, 2]))  # 2: not the stream of the main order
+    chosen = generator.permutation(len(task.reviews))[: round(task.share * len(task.reviews))]
+    return np.array_split(chosen, steps)
+
+
 def total_steps(lengths: np.ndarray, train: TrainConfig) -> int:
     """Optimiser steps of a run that is not stopped early."""
     whole_epochs = math.floor(train.num_train_epochs)
@@ -270,6 +313,7 @@ def _step(
     optimizer: torch.optim.Optimizer,
     data: TrainingData,
     group: list[np.ndarray],
+    extra: list[np.ndarray],
     train: TrainConfig,
     rate: float,
     class_weights: torch.Tensor,
@@ -277,19 +321,22 @@ def _step(
     first: bool,
     parts: int,
 ) -> tuple[float, float, int]:
-    """One optimiser step over the batches of `group`; returns the summed loss, its weight and the parts it took."""
+    """One optimiser step over the batches of `group` and, for each further task, `extra`.
+
+    Returns the main task's summed loss, its weight and the parts that the step took.
+    """
     model = module_of(scorer)
     scale = FP16_LOSS_SCALE if next(model.parameters()).dtype == torch.float16 else 1.0
     while True:
         optimizer.zero_grad(set_to_none=True)
         random = torch.get_rng_state()
         try:
-            loss_total, weight_total = _backward(scorer, data, split(group, parts), train, class_weights, scale)
+            loss_total, weight_total = _backward(scorer, data, group, extra, train, class_weights, scale, parts)
             break
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
-            _refuse_one_review(group, parts, data)
+            _refuse_one_review([*group, *extra], parts, data)
         # Outside of the handler, whose traceback holds what the failed forward made.
         parts *= 2
         torch.set_rng_state(random)
@@ -318,20 +365,38 @@ def _backward(
     scorer: Scorer,
     data: TrainingData,
     group: list[np.ndarray],
+    extra: list[np.ndarray],
     train: TrainConfig,
     class_weights: torch.Tensor,
     scale: float,
+    parts: int,
 ) -> tuple[float, float]:
-    """Add the gradients of all batches up; returns the summed loss and its weight."""
+    """Add the gradients of all batches up, each batch in `parts` parts.
+
+    What a further task counts is relative to the main task's reviews, whose weight the caller divides by; its
+    classes all count alike. Returns the main task's summed loss and its weight.
+    """
     device = class_weights.device
+    objective = Objective(train.loss, train.label_smoothing, train.focal_gamma, train.ordinal_power)
     loss_total, weight_total = 0.0, 0.0
-    for indexes in group:
+    for indexes in split(group, parts):
         batch = data.train.batch(indexes, data.pad_token_id).to(device)
         classes = torch.from_numpy(data.train_classes[indexes]).to(device)
-        loss, weight = loss_sum(scorer, batch, classes, data.label_tokens, loss=train.loss, class_weights=class_weights)
+        soft = None if data.train_targets is None else torch.from_numpy(data.train_targets[indexes]).to(device)
+        loss, weight = loss_sum(
+            scorer, batch, classes, data.label_tokens,
+            objective=objective, class_weights=class_weights, targets=soft,
+        )  # fmt: skip
         (loss * scale).backward()
         loss_total += loss.item()
         weight_total += weight
+    for task, drawn in zip(data.auxiliary, extra, strict=True):
+        even = torch.ones(len(task.label_tokens.ids), device=device)
+        for indexes in split([drawn], parts) if len(drawn) else []:
+            batch = task.reviews.batch(indexes, data.pad_token_id).to(device)
+            classes = torch.from_numpy(task.classes[indexes]).to(device)
+            loss, _ = loss_sum(scorer, batch, classes, task.label_tokens, objective=objective, class_weights=even)
+            (loss * (scale * task.weight)).backward()
     return loss_total, weight_total
 
 
