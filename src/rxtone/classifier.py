@@ -426,7 +426,9 @@ def read_spec(folder: Path, recipe: Recipe | None = None) -> ClassifierSpec:
         return make_spec(recipe, base.to_json(), recipe.model.precision)
     try:
         if path.stat().st_size > SPEC_BYTES:
-            msg = f"{path}: expected at most {SPEC_BYTES:,} bytes, got {path.stat().st_size:,}; no {CLASSIFIER} of rxtone"
+            msg = (
+                f"{path}: expected at most {SPEC_BYTES:,} bytes, got {path.stat().st_size:,}; no {CLASSIFIER} of rxtone"
+            )
             raise ModelError(msg)
         spec = ClassifierSpec.model_validate_json(path.read_bytes())
     except (ValidationError, OSError) as error:

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
 
 def doctor(
-    recipe: Annotated[str | None, typer.Argument(help="A shipped recipe or a YAML file; none: this machine only.")] = None,
+    recipe: Annotated[
+        str | None, typer.Argument(help="A shipped recipe or a YAML file; none: this machine only.")
+    ] = None,
     overrides: SetOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -44,7 +46,8 @@ def _lines(report: Report, recipe: str | None) -> list[str]:
         f"{'native' if cpu['native_bf16'] else 'emulated'}",
         "devices     " + ", ".join(one if isinstance(one, str) else one["name"] for one in machine["devices"]),
         f"precision   {report.precision}",
-        f"memory      {machine['free_memory_bytes'] / 2**30:.1f} GiB free; disk {machine['free_disk_bytes'] / 2**30:.1f} GiB free",
+        f"memory      {machine['free_memory_bytes'] / 2**30:.1f} GiB free; "
+        f"disk {machine['free_disk_bytes'] / 2**30:.1f} GiB free",
         f"cache       {cache['path']} ({'there' if cache['exists'] else 'not there yet'}, "
         f"{'can' if cache['writable'] else 'cannot'} be written); {'offline' if machine['offline'] else 'online'}",
     ]
@@ -57,7 +60,9 @@ def _lines(report: Report, recipe: str | None) -> list[str]:
             f"peak        {one.peak_memory_bytes / 2**30:.2f} GiB",
         ]
     if recipe is not None:
-        lines.append(f"{recipe} will run here" if report.problem is None else f"{recipe} will not run here: {report.problem}")
+        lines.append(
+            f"{recipe} will run here" if report.problem is None else f"{recipe} will not run here: {report.problem}"
+        )
     return lines
 
 

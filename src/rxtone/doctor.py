@@ -187,9 +187,7 @@ def free_memory(device: torch.device) -> int:
     return min(free, most - used)
 
 
-def _steps(
-    scorer: Scorer, data: TrainingData, train: TrainConfig, groups: list[list[np.ndarray]]
-) -> list[StepDone]:
+def _steps(scorer: Scorer, data: TrainingData, train: TrainConfig, groups: list[list[np.ndarray]]) -> list[StepDone]:
     """Real steps over given reviews; the adapter is a throw-away."""
     rows = np.concatenate([part for group in groups for part in group])
     targets = data.train.targets or []

@@ -69,7 +69,9 @@ def _measure(promise: Promise, attempts: int, folder: Path, world) -> dict:
 
 def _row(figure: dict) -> str:
     details = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in figure["details"].items())
-    return f"| {figure['promise']} | {figure['attempts']:,} | {figure['failures']} | {figure['seconds']:.0f} | {details} |"
+    return (
+        f"| {figure['promise']} | {figure['attempts']:,} | {figure['failures']} | {figure['seconds']:.0f} | {details} |"
+    )
 
 
 if __name__ == "__main__":

@@ -33,9 +33,38 @@ from rxtone.serving.bulk_rows import delimited
 from rxtone.training.checkpoint import newest_checkpoint, read_progress
 from torture.figure import Figure, World
 
-ATOMS = [None, True, False, 0, -1, 1, 3.5, 10**9, 10**30, float("nan"), float("inf"), "", "x", "../../x", "/dev/zero",
-         "os", "os.system", "torture_canary", "http://127.0.0.1:9/x", "(a+)+$", "x" * 300, "\x00", "\ud800", [], {},
-         ["q"], ["q", "v"], {"q": 4}, {"auto": {"parent_library": "torture_canary"}}, [[0, 10**7]]]  # fmt: skip
+ATOMS = [
+    None,
+    True,
+    False,
+    0,
+    -1,
+    1,
+    3.5,
+    10**9,
+    10**30,
+    float("nan"),
+    float("inf"),
+    "",
+    "x",
+    "../../x",
+    "/dev/zero",
+    "os",
+    "os.system",
+    "torture_canary",
+    "http://127.0.0.1:9/x",
+    "(a+)+$",
+    "x" * 300,
+    "\x00",
+    "\ud800",
+    [],
+    {},
+    ["q"],
+    ["q", "v"],
+    {"q": 4},
+    {"auto": {"parent_library": "torture_canary"}},
+    [[0, 10**7]],
+]
 
 
 @contextmanager
@@ -58,7 +87,9 @@ def adapter_configs(attempts: int, folder: Path, world: World) -> Figure:
     """Mutated adapter_config.json and classifier.json: refused in one message or read as what they were."""
     figure, generator = Figure(), random.Random(6)
     adapter = shutil.copytree(world.run / "adapter", folder / "mutated")
-    files = {name: json.loads((adapter / name).read_text("utf-8")) for name in ("adapter_config.json", "classifier.json")}
+    files = {
+        name: json.loads((adapter / name).read_text("utf-8")) for name in ("adapter_config.json", "classifier.json")
+    }
     texts = {name: (adapter / name).read_bytes() for name in files}
     loaded = 0
     with _no_calls(folder) as (canary, calls), warnings.catch_warnings():
@@ -79,7 +110,9 @@ def adapter_configs(attempts: int, folder: Path, world: World) -> Figure:
             except Exception as error:  # noqa: BLE001, RUF100  # what this harness looks for
                 good = False
                 figure.details.setdefault("first", f"{type(error).__name__}: {error!s:.200} from {content[:200]!r}")
-            figure.attempt(good and not canary.exists() and not calls, f"{name} {number}: {content[:120]!r} {calls[:1]}")
+            figure.attempt(
+                good and not canary.exists() and not calls, f"{name} {number}: {content[:120]!r} {calls[:1]}"
+            )
             (adapter / name).write_bytes(texts[name])
     figure.details["accepted"] = loaded
     return figure
@@ -94,10 +127,27 @@ def pickles(attempts: int, folder: Path, world: World) -> Figure:
         def __reduce__(self):
             return (canary.touch, ())
 
-    names = ["adapter_model.safetensors", "adapter_model.bin", "adapter_model.pt", "adapter_config.json", "classifier.json",
-             "tokenizer.json", "pytorch_model.bin", "model.safetensors", "config.json", "training_args.bin",
-             "optimizer.pt", "rng_state.pth", "scheduler.pt", "spiece.model", "export.json", "adapter_model.pkl",
-             "model.ckpt", "model.joblib", "weights.npy"]  # fmt: skip
+    names = [
+        "adapter_model.safetensors",
+        "adapter_model.bin",
+        "adapter_model.pt",
+        "adapter_config.json",
+        "classifier.json",
+        "tokenizer.json",
+        "pytorch_model.bin",
+        "model.safetensors",
+        "config.json",
+        "training_args.bin",
+        "optimizer.pt",
+        "rng_state.pth",
+        "scheduler.pt",
+        "spiece.model",
+        "export.json",
+        "adapter_model.pkl",
+        "model.ckpt",
+        "model.joblib",
+        "weights.npy",
+    ]
     payloads = [pickle.dumps(Payload(), protocol) for protocol in (0, 2, 4, 5)]
     payloads.append(b"PK\x03\x04" + payloads[1])
     with warnings.catch_warnings():
@@ -118,9 +168,10 @@ def pickles(attempts: int, folder: Path, world: World) -> Figure:
             (checkpoint / "manifest.json").write_text(json.dumps(manifest))
             told = []
             for call in (
-                lambda at=adapter: load(at), lambda at=adapter, on=base: load(at, base=str(on)),
+                lambda at=adapter: load(at),
+                lambda at=adapter, on=base: load(at, base=str(on)),
                 lambda: read_progress(newest_checkpoint(folder / "checkpoints")),
-            ):  # fmt: skip
+            ):
                 try:
                     call()
                 except RxtoneError:
@@ -174,8 +225,38 @@ def malformed_input(attempts: int, folder: Path, world: World) -> Figure:
 def run_names(attempts: int, folder: Path, world: World) -> Figure:
     """Generated recipe names give one plain folder under runs/; links in a run folder lead nowhere."""
     figure, generator = Figure(), random.Random(9)
-    pieces = ["..", ".", "/", "\\", "\x00", "%2e", "%252e", "%2f", "~", "$HOME", "con", "nul", " ", "\n", "a", "run",
-              "ü", "名", "\u202e", "-", "--out", "*", "|", "&", ";", "`", "'", '"', "x" * 300, "\ud800"]  # fmt: skip
+    pieces = [
+        "..",
+        ".",
+        "/",
+        "\\",
+        "\x00",
+        "%2e",
+        "%252e",
+        "%2f",
+        "~",
+        "$HOME",
+        "con",
+        "nul",
+        " ",
+        "\n",
+        "a",
+        "run",
+        "ü",
+        "名",
+        "\u202e",
+        "-",
+        "--out",
+        "*",
+        "|",
+        "&",
+        ";",
+        "`",
+        "'",
+        '"',
+        "x" * 300,
+        "\ud800",
+    ]
     runs = (folder / "runs").resolve()
     for number in range(attempts):
         name = "".join(generator.choices(pieces, k=generator.randint(1, 6)))
@@ -214,11 +295,38 @@ def inert_reports(attempts: int, folder: Path, world: World) -> Figure:
     """Hostile reviews: nothing to run in the page, no formula in a safe cell, nothing lost in a raw one."""
     figure, generator = Figure(), random.Random(10)
     context = _report_context(world)
-    parts = ["<script>alert(1)</script>", "<img src=x onerror=alert(1)>", "</title>", "</style>", "<svg/onload=x>", "{{7*7}}",
-             "javascript:alert(1)", "&lt;script&gt;", "<!--", "-->", "]]>", "'", '"', "`", "=cmd|' /C calc'!A0", "@SUM(1)",
-             "+1+1", "-2+3", "\t=1", "\r=1", "\n=1", "，", "＝1", "<iframe srcdoc=x>", "\x0b", "plain words"]  # fmt: skip
+    parts = [
+        "<script>alert(1)</script>",
+        "<img src=x onerror=alert(1)>",
+        "</title>",
+        "</style>",
+        "<svg/onload=x>",
+        "{{7*7}}",
+        "javascript:alert(1)",
+        "&lt;script&gt;",
+        "<!--",
+        "-->",
+        "]]>",
+        "'",
+        '"',
+        "`",
+        "=cmd|' /C calc'!A0",
+        "@SUM(1)",
+        "+1+1",
+        "-2+3",
+        "\t=1",
+        "\r=1",
+        "\n=1",
+        "，",
+        "＝1",
+        "<iframe srcdoc=x>",
+        "\x0b",
+        "plain words",
+    ]
     for start in range(0, attempts, 200):
-        texts = ["".join(generator.choices(parts, k=generator.randint(1, 5))) for _ in range(min(200, attempts - start))]
+        texts = [
+            "".join(generator.choices(parts, k=generator.randint(1, 5))) for _ in range(min(200, attempts - start))
+        ]
         page = render_report(_with_texts(context, texts))
         parsed = _Page()
         parsed.feed(page)
@@ -305,9 +413,36 @@ def _cut_bytes(content: bytes, generator: random.Random) -> bytes:
 
 
 def _damage(content: bytes, generator: random.Random, kind: str) -> bytes:
-    pieces = [b"\xff\xfe", b"\xef\xbb\xbf", b"\x00", b'"', b"\r", b"\r\n", b"\n\n", b",,,", b"\t", b"11", b"NaN", b"", b"-0",
-              b"1e999", b"\xc3\x28", b"'", b"\\", b"{", b"}", b"[", b"\xed\xa0\x80", "１１".encode(), b"null", b": ", b"&a *a",
-              b"!!python/object/apply:os.system ['true']", b"\x1b", b"\xe2\x80\xa8"]  # fmt: skip
+    pieces = [
+        b"\xff\xfe",
+        b"\xef\xbb\xbf",
+        b"\x00",
+        b'"',
+        b"\r",
+        b"\r\n",
+        b"\n\n",
+        b",,,",
+        b"\t",
+        b"11",
+        b"NaN",
+        b"",
+        b"-0",
+        b"1e999",
+        b"\xc3\x28",
+        b"'",
+        b"\\",
+        b"{",
+        b"}",
+        b"[",
+        b"\xed\xa0\x80",
+        "１１".encode(),
+        b"null",
+        b": ",
+        b"&a *a",
+        b"!!python/object/apply:os.system ['true']",
+        b"\x1b",
+        b"\xe2\x80\xa8",
+    ]
     data = content
     for _ in range(generator.randint(1, 4)):
         at = generator.randrange(len(data) + 1)

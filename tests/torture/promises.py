@@ -20,7 +20,9 @@ class Promise:
 
 
 PROMISES = (
-    Promise("exact-resume", "Killed at random moments, a resumed run ends in the same bytes", training.exact_resume, 3, 300),
+    Promise(
+        "exact-resume", "Killed at random moments, a resumed run ends in the same bytes", training.exact_resume, 3, 300
+    ),
     Promise("atomic-state", "A damaged checkpoint is never chosen", training.atomic_state, 60, 1000),
     Promise("full-disk", "A full disk is one message and loses nothing", training.full_disk, 2, 30),
     Promise("determinism", "The same recipe gives the same bytes", training.determinism, 2, 5),
@@ -38,4 +40,4 @@ PROMISES = (
     Promise("privacy", "No socket, and no word of a review in what is said", work.privacy, 8, 48),
     Promise("silent-log", "The server's log and errors quote no review; ids match", server.silent_log, 60, 2000),
     Promise("api-schema", "Requests made from the OpenAPI document get no 5xx", server.api_schema, 40, 1500),
-)  # fmt: skip
+)

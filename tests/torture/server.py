@@ -45,10 +45,13 @@ def overload(attempts: int, folder: Path, world: World) -> Figure:
         figure.attempt(grown < 40 << 20, f"memory grew by {grown >> 20} MiB")
         shed = sum(status in {429, 503} for status, _ in flood) / len(flood)
         figure.details = {
-            "capacity_requests_per_second": round(capacity, 1), "shed_share": round(shed, 3),
-            "p99_at_80_percent_s": round(p99[0], 3), "p99_admitted_under_overload_s": round(p99[1], 3),
-            "recovery_s": round(recovery, 3), "memory_growth_mib": grown >> 20,
-        }  # fmt: skip
+            "capacity_requests_per_second": round(capacity, 1),
+            "shed_share": round(shed, 3),
+            "p99_at_80_percent_s": round(p99[0], 3),
+            "p99_admitted_under_overload_s": round(p99[1], 3),
+            "recovery_s": round(recovery, 3),
+            "memory_growth_mib": grown >> 20,
+        }
     finally:
         server.stop()
     return figure
@@ -57,7 +60,9 @@ def overload(attempts: int, folder: Path, world: World) -> Figure:
 def bodies(attempts: int, folder: Path, world: World) -> Figure:
     """Bodies that are endless, deep, slow or false about their length: refused, memory grows under 20 MB."""
     figure, generator = Figure(), random.Random(11)
-    server = LiveServer(folder, f"run_server([{str(world.run)!r}], port=0, page=False, limits=Limits(body_seconds=1.0))")
+    server = LiveServer(
+        folder, f"run_server([{str(world.run)!r}], port=0, page=False, limits=Limits(body_seconds=1.0))"
+    )
     try:
         process = psutil.Process(server.process.pid)
         httpx.post(server.url + "/predict", json="great")
@@ -92,7 +97,9 @@ def safe_page(attempts: int, folder: Path, world: World) -> Figure:
                     trapped = _knocked(trap)
                     good = CANARY not in text and "root:" not in text and not trapped
                     server_error = answer is not None and answer.status_code >= 500
-                    figure.attempt(good and not server_error, f"{path}: {answer and answer.status_code} trapped={trapped}")
+                    figure.attempt(
+                        good and not server_error, f"{path}: {answer and answer.status_code} trapped={trapped}"
+                    )
         finally:
             server.stop()
     log = server.log.read_text()
@@ -105,9 +112,17 @@ def silent_log(attempts: int, folder: Path, world: World) -> Figure:
     figure, generator = Figure(), random.Random(13)
     call = f"run_server([{str(world.run)!r}], port=0, page=False)"
     server = LiveServer(folder, f"from rxtone.logs import start_logging\nstart_logging(as_json=True)\n{call}")
-    bad = [f'{{"text": "{CANARY}', f'{{"fields": {{"{CANARY}": 1}}}}', f'[["{CANARY}"]]', f'{{"text": ["{CANARY}"]}}',
-           f'{{"fields": {{"Benefits": ["{CANARY}"]}}}}', f'"{CANARY * 2000}"', f'{{"text": "{CANARY}", "run": 3}}',
-           f'{{"text": "{CANARY}", "top_k": "{CANARY}"}}', f"\xff{CANARY}"]  # fmt: skip
+    bad = [
+        f'{{"text": "{CANARY}',
+        f'{{"fields": {{"{CANARY}": 1}}}}',
+        f'[["{CANARY}"]]',
+        f'{{"text": ["{CANARY}"]}}',
+        f'{{"fields": {{"Benefits": ["{CANARY}"]}}}}',
+        f'"{CANARY * 2000}"',
+        f'{{"text": "{CANARY}", "run": 3}}',
+        f'{{"text": "{CANARY}", "top_k": "{CANARY}"}}',
+        f"\xff{CANARY}",
+    ]
     good = [f'"{CANARY}"', f'{{"fields": {{"Benefits": "{CANARY}"}}}}', f'["{CANARY}", "{CANARY}"]']
     ids = []
     try:
@@ -116,7 +131,9 @@ def silent_log(attempts: int, folder: Path, world: World) -> Figure:
                 body = generator.choice(bad if number % 2 else good).encode("latin-1")
                 answer = client.post(generator.choice(["/predict", "/predict_batch"]), content=body)
                 # A key that is unknown is named, up to 40 characters; a text never is.
-                quoted = CANARY in answer.text and "found the key" not in answer.text and "fields among" not in answer.text
+                quoted = (
+                    CANARY in answer.text and "found the key" not in answer.text and "fields among" not in answer.text
+                )
                 if answer.status_code >= 400:
                     ids.append(answer.json()["error"]["id"])
                 figure.attempt(not quoted and answer.status_code in ALLOWED, f"{body[:60]!r}: {answer.text[:200]}")
@@ -125,7 +142,11 @@ def silent_log(attempts: int, folder: Path, world: World) -> Figure:
     log = server.log.read_text()
     figure.attempt(not any(word in log for word in CANARY.split()), "the log quotes a review")
     figure.attempt(all(one in log for one in ids), "an error's id is not in the log")
-    left = [path for path in folder.rglob("*") if path.is_file() and path != server.log and CANARY.encode() in path.read_bytes()]
+    left = [
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and path != server.log and CANARY.encode() in path.read_bytes()
+    ]
     figure.attempt(not left, f"left in {left[:3]}")
     return figure
 
@@ -142,12 +163,20 @@ def api_schema(attempts: int, folder: Path, world: World) -> Figure:
         for operation in operations:
 
             @seed(1)
-            @settings(max_examples=max(1, attempts // len(operations)), deadline=None, database=None,
-                      suppress_health_check=list(HealthCheck), phases=[Phase.generate])  # fmt: skip
+            @settings(
+                max_examples=max(1, attempts // len(operations)),
+                deadline=None,
+                database=None,
+                suppress_health_check=list(HealthCheck),
+                phases=[Phase.generate],
+            )
             @given(case=operation.as_strategy())
             def one(case) -> None:
                 answer = case.call(base_url=url)
-                figure.attempt(answer.status_code < 500 or answer.status_code == 503, f"{case.method} {case.path}: {answer.status_code}")
+                figure.attempt(
+                    answer.status_code < 500 or answer.status_code == 503,
+                    f"{case.method} {case.path}: {answer.status_code}",
+                )
 
             one()
     figure.details = {"operations": len(operations)}
@@ -190,12 +219,16 @@ def _bad_body(url: str, kind: int, generator: random.Random) -> int:
             yield b"x" * 65_536
 
     content = {
-        0: lambda: b"[" * 200_000, 1: lambda: b'{"text": ' * 5000 + b"1", 2: endless,
-        3: lambda: ('"' + "x" * generator.randrange(900_000) ).encode(),
-    }.get(kind)  # fmt: skip
+        0: lambda: b"[" * 200_000,
+        1: lambda: b'{"text": ' * 5000 + b"1",
+        2: endless,
+        3: lambda: ('"' + "x" * generator.randrange(900_000)).encode(),
+    }.get(kind)
     if content is not None:
         try:
-            return httpx.post(url + generator.choice(["/predict", "/predict_batch"]), content=content(), timeout=30).status_code
+            return httpx.post(
+                url + generator.choice(["/predict", "/predict_batch"]), content=content(), timeout=30
+            ).status_code
         except httpx.TransportError:
             return 0  # it was still sending when the connection was closed
     address = urlsplit(url)
@@ -215,10 +248,27 @@ def _bad_body(url: str, kind: int, generator: random.Random) -> int:
 def _probe(secret: Path, elsewhere: str, generator: random.Random) -> str:
     dots = generator.choice(["../", "..%2f", "%2e%2e/", "%252e%252e%252f", "..\\", "....//", "/", "%00/", "..;/"])
     target = generator.choice([str(secret), "/etc/passwd", elsewhere, "file:///etc/passwd", "//127.0.0.1/x"])
-    front = generator.choice(["/", "/gradio_api/file=", "/file=", "/static/", "/assets/", "/gradio_api/proxy=", "/theme.css/",
-                              "/gradio_api/upload?url=", "/custom_component/", "/gradio_api/stream/", "/gradio_api/cancel/",
-                              "/svelte/", "/predict?run=", "/gradio_api/file/", "/_app/", "/monitoring/",
-                              "/gradio_api/" + "".join(generator.choices(string.ascii_lowercase, k=4)) + "="])  # fmt: skip
+    front = generator.choice(
+        [
+            "/",
+            "/gradio_api/file=",
+            "/file=",
+            "/static/",
+            "/assets/",
+            "/gradio_api/proxy=",
+            "/theme.css/",
+            "/gradio_api/upload?url=",
+            "/custom_component/",
+            "/gradio_api/stream/",
+            "/gradio_api/cancel/",
+            "/svelte/",
+            "/predict?run=",
+            "/gradio_api/file/",
+            "/_app/",
+            "/monitoring/",
+            "/gradio_api/" + "".join(generator.choices(string.ascii_lowercase, k=4)) + "=",
+        ]
+    )
     return front + dots * generator.randint(0, 6) + target.lstrip("/" if generator.random() < 0.5 else "")
 
 

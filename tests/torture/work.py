@@ -26,8 +26,11 @@ def bulk_rows(attempts: int, folder: Path, world: World) -> Figure:
     environment = os.environ | {"PYTHONWARNINGS": "ignore", "POLARS_MAX_THREADS": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, str(KILLER), str(world.run), str(source), str(out), str(attempts), "1"],
-        capture_output=True, text=True, check=False, env=environment,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+    )
     same = done.returncode == 0 and out.read_bytes() == (folder / "whole.csv").read_bytes()
     rows = [line.split(",")[1:3] for line in lines[1:] if line != "too,few"]
     kept = same and [line.split(",")[1:3] for line in out.read_text("utf-8").splitlines()[1:]] == rows
@@ -48,16 +51,35 @@ def privacy(attempts: int, folder: Path, world: World) -> Figure:
     temporary.mkdir()
     recipe = world.run / "config.yaml"
     commands = [
-        ("train", recipe, "--set", f"data.train={table}", "--set", "train.max_steps=2", "--set", "evaluation.enabled=true",
-         "--out", folder / "RUN"),
+        (
+            "train",
+            recipe,
+            "--set",
+            f"data.train={table}",
+            "--set",
+            "train.max_steps=2",
+            "--set",
+            "evaluation.enabled=true",
+            "--out",
+            folder / "RUN",
+        ),
         ("train", recipe, "--set", f"data.train={bad}", "--out", folder / "RUN"),
-        ("train", recipe, "--set", f"data.train={table}", "--set", "data.label.column=benefits", "--out", folder / "RUN"),
+        (
+            "train",
+            recipe,
+            "--set",
+            f"data.train={table}",
+            "--set",
+            "data.label.column=benefits",
+            "--out",
+            folder / "RUN",
+        ),
         ("predict", world.run, table, "-o", folder / "RUN.csv"),
         ("predict", world.run, bad, "-o", folder / "RUN.jsonl"),
         ("predict", world.run, bad, "-o", folder / "RUN.tsv", "--strict"),
         ("evaluate", world.run, bad, "--json"),
         ("data", "audit", recipe, "--set", f"data.train={table}"),
-    ]  # fmt: skip
+    ]
     words = CANARY.split()
     for number in range(attempts):
         argv = [str(part).replace("RUN", f"run-{number}") for part in commands[number % len(commands)]]
@@ -67,5 +89,7 @@ def privacy(attempts: int, folder: Path, world: World) -> Figure:
             said = said or any(word in log.read_text("utf-8") for word in words)
         left = list(temporary.iterdir())
         good = done.code in {0, 1, 2, 3} and not said and not done.calls and not left and "Traceback" not in done.err
-        figure.attempt(good, f"{argv[:2]}: code {done.code}, calls {done.calls[:2]}, left {left[:2]}: {done.err[-400:]}")
+        figure.attempt(
+            good, f"{argv[:2]}: code {done.code}, calls {done.calls[:2]}, left {left[:2]}: {done.err[-400:]}"
+        )
     return figure
