@@ -47,7 +47,10 @@ torture: setup
 # The versions that were tested together, with hashes; torch comes first and apart, see constraints.txt.
 lock: setup
 	$(BIN)/pip install --quiet pip-tools
-	$(BIN)/python -m deploy.lock
+	$(BIN)/pip-compile --quiet --generate-hashes --strip-extras --no-header --no-emit-index-url --no-emit-find-links \
+		--no-emit-trusted-host --no-emit-options --unsafe-package torch --unsafe-package setuptools \
+		--constraint constraints.txt --extra serve --extra export --extra tensorboard \
+		--output-file requirements.lock pyproject.toml
 
 # The main job on your table: make train TABLE=reviews.csv BASE=path/or/hub-id
 train: setup

@@ -26,6 +26,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="*", choices=[promise.name for promise in PROMISES], help="these promises")
     parser.add_argument("--share", type=float, default=1.0, help="share of the long form's attempts, 0 to 1")
+    parser.add_argument("--attempts", type=int, help="so many attempts of each, whatever the form says")
     parser.add_argument("--short", action="store_true", help="the attempts of `make test`")
     parser.add_argument("--out", type=Path, default=Path("torture.json"), help="figures, added to what is there")
     options = parser.parse_args()
@@ -36,7 +37,8 @@ def main() -> int:
         for promise in PROMISES:
             if options.only and promise.name not in options.only:
                 continue
-            attempts = promise.short if options.short else max(promise.short, round(promise.long * options.share))
+            long = max(promise.short, round(promise.long * options.share))
+            attempts = options.attempts or (promise.short if options.short else long)
             figures[promise.name] = _measure(promise, attempts, Path(name), world)
             options.out.write_text(json.dumps(figures, indent=2) + "\n", "utf-8")
             print(_row(figures[promise.name]), flush=True)

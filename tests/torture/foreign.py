@@ -101,18 +101,16 @@ def adapter_configs(attempts: int, folder: Path, world: World) -> Figure:
             else:
                 content = json.dumps(_mutate(files[name], generator)).encode()
             (adapter / name).write_bytes(content)
+            told = ""
             try:
                 load(adapter, base=str(world.base) if generator.random() < 0.5 else None)
                 loaded += 1
-                good = True
             except RxtoneError:
-                good = True
-            except Exception as error:  # noqa: BLE001, RUF100  # what this harness looks for
-                good = False
-                figure.details.setdefault("first", f"{type(error).__name__}: {error!s:.200} from {content[:200]!r}")
-            figure.attempt(
-                good and not canary.exists() and not calls, f"{name} {number}: {content[:120]!r} {calls[:1]}"
-            )
+                pass
+            except Exception as error:
+                told = f"{type(error).__name__}: {error!s:.200}"
+            good = not told and not canary.exists() and not calls
+            figure.attempt(good, f"{name} {number}: {told} {calls[:1]} from {content[-300:]!r}")
             (adapter / name).write_bytes(texts[name])
     figure.details["accepted"] = loaded
     return figure

@@ -16,7 +16,7 @@ from rxtone.errors import RunError
 from rxtone.model import scoring
 from rxtone.model.base import load_base
 from rxtone.model.batches import ReviewDataset
-from rxtone.model.lora import adapter_state, add_adapter
+from rxtone.model.lora import add_adapter
 from rxtone.model.scoring import LabelTokens
 from rxtone.training import loop
 from rxtone.training.checkpoint import Progress, newest_checkpoint, save_checkpoint
@@ -143,14 +143,13 @@ def out_of_memory(attempts: int, folder: Path, world: World) -> Figure:
             figure.attempt(same, f"scoring with room for {most}")
             continue
         with _short(loop, "loss_sum", first, most):
-            model, events = _fit(world.base, data, train, folder / f"short-{number}")
-        reviews = [[event.reviews for event in part if isinstance(event, StepDone)] for part in (steps, events)]
+            _, events = _fit(world.base, data, train, folder / f"short-{number}")
+        # Weights are no measure: AdamW's first steps follow the sign of gradients that are zero but for rounding.
+        done = [[event for event in part if isinstance(event, StepDone)] for part in (steps, events)]
+        same = [event.reviews for event in done[0]] == [event.reviews for event in done[1]]
+        near = np.allclose([event.loss for event in done[0]], [event.loss for event in done[1]], rtol=1e-3)
         parted = any(isinstance(event, MemoryShort) for event in events)
-        near = all(
-            torch.allclose(tensor, adapter_state(whole)[name], atol=2e-3)
-            for name, tensor in adapter_state(model).items()
-        )
-        figure.attempt(reviews[0] == reviews[1] and parted and near, f"room for {most} from call {first}")
+        figure.attempt(same and parted and near, f"room for {most} from call {first}: {same} {parted} {near}")
     return figure
 
 
@@ -252,6 +251,8 @@ def _model(base: Path):
     for module in loaded.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
+        if isinstance(getattr(module, "dropout", None), float):  # of the attention
+            module.dropout = 0.0
     lora = LoraSettings(r=4, lora_alpha=8, lora_dropout=0.0, target_modules=["q", "v"])
     return add_adapter(loaded, lora, seed=1)[0]
 

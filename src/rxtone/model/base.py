@@ -100,9 +100,16 @@ def native_bf16(device: torch.device) -> bool:
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
-    """`auto` -> `bf16` where native, else `fp32`; anything else as it is."""
-    if precision != "auto":
+    """`auto` -> `bf16` where native, else `fp32`; a precision by name as it is.
+
+    Raises:
+        RecipeError: If there is no such precision.
+    """
+    if precision in DTYPES:
         return precision
+    if precision != "auto":
+        msg = f"precision: expected auto, {', '.join(DTYPES)}, got {precision[:40]!r}"
+        raise RecipeError(msg)
     return "bf16" if native_bf16(device) else "fp32"
 
 
