@@ -54,6 +54,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 SPEC_BYTES = 4 << 20
 """Longer files are none of ours."""
+PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
 VERSIONED = ("rxtone", "torch", "transformers", "peft", "tokenizers")
 
 
@@ -287,7 +288,9 @@ def load(
         path: A run folder, an adapter folder, an exported folder, or the name of a bundled adapter.
         base: Where the base is now, if not where it was in training; its identity is checked.
         recipe: Prompt, labels and base for a plain PEFT folder without classifier.json.
-        precision: Precision of the weights; None takes that of the training where the device has it.
+        precision: `fp32`, `bf16`, `fp16`, `auto`, or `int8`: 8-bit linear maps on a CPU, the rest in the best
+            precision there; answers may differ near ties. None takes that of the training where the device
+            has it.
         device: Where to compute; None chooses.
         merged: Fold the adapter into the weights, in fp32, before any cast: faster, same labels.
         engine: `fast`, where it covers the model, or `reference`: transformers' own forward.
@@ -297,8 +300,12 @@ def load(
 
     Raises:
         ModelError: If anything is missing, damaged, or does not belong together.
-        RecipeError: If an exported folder is to take another base, recipe or precision.
+        RecipeError: If an exported folder is to take another base, recipe or precision, or the precision
+            cannot be had here.
     """
+    if precision not in (None, *PRECISIONS):
+        msg = f"precision {precision}: expected {', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}"
+        raise RecipeError(msg)
     if (Path(path) / EXPORT).is_file():
         if base is not None or recipe is not None or precision is not None:
             msg = f"{path}: an exported folder is complete; leave out --base, --recipe and the precision"
@@ -308,9 +315,13 @@ def load(
     read_adapter(folder)
     spec = read_spec(folder, recipe)
     place = torch.device(device) if device is not None else default_device()
-    precision = resolve_precision(precision or _precision_here(spec.precision, place), place)
     if base is None:
         check_foreign_base(str(spec.base["name"]), folder)
+    int8 = precision == "int8"
+    if int8 and not merged:
+        msg = "precision int8: only a merged adapter is quantised; leave out merged=False"
+        raise RecipeError(msg)
+    precision = resolve_precision("auto" if int8 else precision or _precision_here(spec.precision, place), place)
     name = base or str(spec.base["name"])
     revision = spec.base.get("revision") if base is None else None
     check_identity(spec.base, identify(name, revision))
@@ -319,7 +330,7 @@ def load(
     if merged:
         model = cast(merge(model), precision)  # type: ignore[arg-type]  # a PeftModel
     tokenizer = load_tokenizer(str(folder)) if (folder / "tokenizer.json").is_file() else loaded.tokenizer
-    return make_classifier(model, tokenizer, spec, engine)
+    return make_classifier(model, tokenizer, spec, engine, int8=int8)
 
 
 def load_exported(folder: Path, *, device: str | torch.device | None = None, engine: str = "fast") -> Classifier:
@@ -350,12 +361,12 @@ def zero_shot(recipe: Recipe, *, device: str | torch.device | None = None) -> Cl
 
 
 def make_classifier(
-    model: torch.nn.Module, tokenizer: Tokenizer, spec: ClassifierSpec, engine: str = "fast"
+    model: torch.nn.Module, tokenizer: Tokenizer, spec: ClassifierSpec, engine: str = "fast", *, int8: bool = False
 ) -> Classifier:
     """A classifier of a model at hand; the model is put into evaluation mode."""
     model.eval()
     tokens = label_token_ids(tokenizer, spec.labels, token_id(model, "eos_token_id"))
-    scorer, _ = plan_scorer(model, engine)
+    scorer, _ = plan_scorer(model, engine, int8=int8)
     builder = prompt_builder(tokenizer, spec.prompt, spec.labels)
     return Classifier(model, scorer, tokenizer, spec, builder, tokens, spec_policy(spec))
 

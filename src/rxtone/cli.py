@@ -51,9 +51,11 @@ def train(
     """Train an adapter, prove that it reloads, evaluate it on held-out reviews, write a report."""
     from rxtone import api, config, pipeline, progress
     from rxtone.model.base import quiet_transformers
+    from rxtone.model.host import prepare_host
     from rxtone.stopping import stop_on_signals
 
     quiet_transformers()
+    prepare_host()
     resolved = config.load_recipe(recipe, overrides or [])
     if resume and out is None:
         msg = "--resume: say which run with --out DIR"

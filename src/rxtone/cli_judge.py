@@ -8,7 +8,15 @@ from typing import Annotated
 
 import typer
 
-from rxtone.cli_options import BaseOption, RecipeOption, RunArgument, SetOption, load_classifier, print_metrics
+from rxtone.cli_options import (
+    BaseOption,
+    PrecisionOption,
+    RecipeOption,
+    RunArgument,
+    SetOption,
+    load_classifier,
+    print_metrics,
+)
 from rxtone.errors import RecipeError
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print all figures as JSON.")]
@@ -21,6 +29,7 @@ def evaluate(
     mode: Annotated[str, typer.Option(help="score, or generate: free generation, for comparison.")] = "score",
     base: BaseOption = None,
     recipe: RecipeOption = None,
+    precision: PrecisionOption = None,
 ) -> None:
     """Judge a trained classifier on a labelled table."""
     if mode not in {"score", "generate"}:
@@ -28,7 +37,9 @@ def evaluate(
         raise RecipeError(msg)
     from rxtone.judging import judge_table
 
-    evaluation = judge_table(load_classifier(run, base, recipe), Path(run), table, mode=mode)
+    classifier = load_classifier(run, base, recipe, precision)
+    own = load_classifier(run, base, recipe) if precision not in {None, classifier.spec.precision} else None
+    evaluation = judge_table(classifier, Path(run), table, mode=mode, own=own)
     if as_json:
         print(json.dumps(evaluation.metrics, indent=2, allow_nan=False))
     else:

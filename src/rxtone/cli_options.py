@@ -21,7 +21,9 @@ SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="GROUP.KEY=VALUE", help="Override a key of the recipe.")
 ]
 LogJsonOption = Annotated[bool, typer.Option("--log-json", help="Log as JSON lines on standard error.")]
-PrecisionOption = Annotated[str | None, typer.Option("--precision", help="fp32, bf16, fp16 or auto.")]
+PrecisionOption = Annotated[
+    str | None, typer.Option("--precision", help="fp32, bf16, int8 (CPU), fp16 or auto; by default the run's own.")
+]
 
 
 def load_classifier(run: str, base: str | None, recipe: str | None, precision: str | None = None) -> Classifier:
@@ -29,8 +31,10 @@ def load_classifier(run: str, base: str | None, recipe: str | None, precision: s
     from rxtone.classifier import load
     from rxtone.config import load_recipe
     from rxtone.model.base import quiet_transformers
+    from rxtone.model.host import prepare_host
 
     quiet_transformers()
+    prepare_host()
     return load(run, base=base, recipe=load_recipe(recipe) if recipe else None, precision=precision)
 
 
@@ -60,6 +64,11 @@ def print_metrics(metrics: Mapping[str, Any]) -> None:
     console.print(classes)
     if interval := metrics.get("macro_f1_ci"):
         console.print(f"macro-F1 {metrics['macro_f1']:.3f}, 95% interval {interval[0]:.3f} to {interval[1]:.3f}")
+    if change := metrics.get("precision_change"):
+        console.print(
+            f"against the run's own precision: {change['flips']} of {change['reviews']} labels differ, "
+            f"a probability by at most {change['largest']:.4f}"
+        )
     if metrics.get("invalid_rate"):
         console.print(f"invalid outputs, counted as errors: {metrics['invalid_rate']:.1%}")
     if metrics.get("training_rows"):

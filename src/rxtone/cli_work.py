@@ -107,6 +107,7 @@ def serve(
     from rxtone.config import load_recipe
     from rxtone.logs import start_logging
     from rxtone.model.base import quiet_transformers
+    from rxtone.model.host import prepare_host
 
     start_logging(as_json=log_json)
     try:
@@ -115,6 +116,7 @@ def serve(
         msg = f"serve: {error.name} is not installed; install rxtone[serve]"
         raise RecipeError(msg) from None
     quiet_transformers()
+    prepare_host()
     run_server(
         runs, host=host, port=port, share=share, token_file=token_file, page=page, base=base,
         recipe=load_recipe(recipe) if recipe else None, precision=precision, min_confidence=min_confidence,

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import polars as pl
 
 from rxtone.classifier import zero_shot
@@ -31,7 +32,7 @@ from rxtone.run import (
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from rxtone.classifier import Classifier, ClassifierSpec
+    from rxtone.classifier import Classifier, ClassifierSpec, Prediction
     from rxtone.config import Recipe
     from rxtone.data.audit_result import Audit
     from rxtone.data.reviews import Review
@@ -74,7 +75,9 @@ def judge(classifier: Classifier, recipe: Recipe, prepared: Prepared) -> Evaluat
     return evaluation
 
 
-def judge_table(classifier: Classifier, folder: Path, source: str, *, mode: str = "score") -> Evaluation:
+def judge_table(
+    classifier: Classifier, folder: Path, source: str, *, mode: str = "score", own: Classifier | None = None
+) -> Evaluation:
     """Judge a classifier on another labelled table.
 
     Args:
@@ -82,6 +85,7 @@ def judge_table(classifier: Classifier, folder: Path, source: str, *, mode: str 
         folder: Its run or adapter folder, where data.json is looked for.
         source: The table.
         mode: `score`, or `generate` for comparison: outputs that are no label count as errors.
+        own: The same run in its own precision, if `classifier` is in another: what changes is reported.
 
     Returns:
         The evaluation. Rows that repeat a training text are counted in `training_rows`, and the split
@@ -106,7 +110,39 @@ def judge_table(classifier: Classifier, folder: Path, source: str, *, mode: str 
         )
     evaluation.metrics["training_rows"] = repeats if record else None
     evaluation.metrics["table"] = {"source": table.path, "sha256": table.sha256, "rows": len(reviews)}
+    if own is not None:
+        evaluation.metrics["precision_change"] = precision_change(classifier, own, reviews)
     return evaluation
+
+
+def precision_change(classifier: Classifier, own: Classifier, reviews: Sequence[Review]) -> dict[str, Any]:
+    """What another precision changes in a run's answers.
+
+    Args:
+        classifier: The run in the other precision.
+        own: The run in its own.
+        reviews: Reviews; their labels are not read.
+
+    Returns:
+        `reviews`; `flips`, the answers that differ; `largest` and `mean` change of a probability; and
+        `largest_flip_margin`, how far apart the two best labels of a flipped answer were at most in the run's
+        own precision: a flip at a small margin was a near tie.
+    """
+    before, after = own.predict(reviews), classifier.predict(reviews)
+    change = np.abs(_table(before) - _table(after)).max(axis=1)
+    best = np.sort(_table(before), axis=1)
+    flipped = np.array([one.label != other.label for one, other in zip(before, after, strict=True)], dtype=bool)
+    return {
+        "reviews": len(reviews),
+        "flips": int(flipped.sum()),
+        "largest": float(change.max()),
+        "mean": float(change.mean()),
+        "largest_flip_margin": float((best[:, -1] - best[:, -2])[flipped].max()) if flipped.any() else None,
+    }
+
+
+def _table(predictions: Sequence[Prediction]) -> np.ndarray:
+    return np.array([list(prediction.probabilities.values()) for prediction in predictions])
 
 
 def compare_runs(classifiers: Mapping[str, Classifier], source: str, out: Path | None) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from transformers import T5Config, T5ForConditionalGeneration
 
 from rxtone.errors import ModelError
-from rxtone.model.engine import IGNORED, Engine, flatten, unpad
+from rxtone.model.batches import IGNORE
+from rxtone.model.engine import Engine, flatten, unpad
 
 # PEFT asks transformers for a property that transformers 5.2x has renamed.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
@@ -102,7 +103,7 @@ def targets_of(count: int, positions: int = 2) -> Tensor:
     targets[:, -1] = 1
     for row in range(0, count, 3):  # every third label is one token shorter
         if positions > 2:
-            targets[row, -2:] = torch.tensor([1, IGNORED])
+            targets[row, -2:] = torch.tensor([1, IGNORE])
     return targets
 
 
@@ -113,7 +114,7 @@ def reference_log_probs(
     logits = model(input_ids=ids, attention_mask=mask, labels=targets, encoder_outputs=encoded).logits
     wide = torch.float64 if logits.dtype is torch.float64 else torch.float32
     own = torch.log_softmax(logits.to(wide), -1).gather(2, targets.clamp(min=0)[..., None])[..., 0]
-    return own * (targets != IGNORED)
+    return own * (targets != IGNORE)
 
 
 def engine_of(model: nn.Module) -> Engine:
@@ -124,7 +125,7 @@ def engine_of(model: nn.Module) -> Engine:
 
 def gradients(model: nn.Module, log_probs: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     model.zero_grad()
-    loss = -log_probs.sum() / (targets != IGNORED).sum()
+    loss = -log_probs.sum() / (targets != IGNORE).sum()
     loss.backward()
     return loss.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 

@@ -82,20 +82,44 @@ Scorer = torch.nn.Module | Engine
 """What computes: the module itself (transformers + PEFT, the reference) or an engine planned on it."""
 
 
-def plan_scorer(model: torch.nn.Module, engine: str) -> tuple[Scorer, str | None]:
+def plan_scorer(model: torch.nn.Module, engine: str, *, int8: bool = False) -> tuple[Scorer, str | None]:
     """Choose the forward.
 
     Args:
         model: T5ForConditionalGeneration, or PEFT around one.
         engine: `fast` or `reference`.
+        int8: Score with 8-bit linear maps; only the fast engine has them, so there is no second choice.
 
     Returns:
         What computes, and why the fast engine could not be used where it was asked for.
+
+    Raises:
+        RecipeError: int8 was asked for and cannot be had.
     """
+    if int8:
+        exact: Engine | Unsupported = Engine.plan(model) if engine == "fast" else Unsupported("the reference has none")
+        eight = exact.int8() if isinstance(exact, Engine) else exact
+        if isinstance(eight, Unsupported):
+            raise RecipeError(f"precision int8: {eight.reason}; choose bf16 or fp32")
+        return eight, None
     if engine == "reference":
         return model, None
     planned = Engine.plan(model)
     return (model, planned.reason) if isinstance(planned, Unsupported) else (planned, None)
+
+
+def replan(scorer: Scorer) -> Scorer:
+    """Plan again after tensors of the module were replaced: an engine reads those that it found.
+
+    Args:
+        scorer: The module, or an engine planned on it.
+
+    Returns:
+        The module, or an engine of the same precision on its present tensors.
+    """
+    if not isinstance(scorer, Engine):
+        return scorer
+    return plan_scorer(scorer.model, "fast", int8=scorer.is_int8)[0]
 
 
 def module_of(scorer: Scorer) -> torch.nn.Module:
@@ -171,7 +195,8 @@ def score_dataset(
     device = next(model.parameters()).device
     scores = np.zeros((len(dataset), len(label_tokens.ids)))
     training = model.training
-    model.eval()
+    if training:  # hundreds of modules to visit, which a server would do for every review
+        model.eval()
     try:
         with torch.inference_mode():
             waiting = scoring_batches(dataset.lengths, batch_size=batch_size)
@@ -185,7 +210,8 @@ def score_dataset(
                         raise
                     waiting = split([indexes, *waiting], 2)  # all of them: the longest come first
     finally:
-        model.train(training)
+        if training:
+            model.train()
     return scores
 
 

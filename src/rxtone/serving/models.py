@@ -13,7 +13,7 @@ import torch
 
 from rxtone.classifier import adapter_folder
 from rxtone.errors import RxtoneError
-from rxtone.model.scoring import plan_scorer
+from rxtone.model.scoring import replan
 from rxtone.serving.limits import RequestError
 
 if TYPE_CHECKING:
@@ -160,9 +160,8 @@ class ModelPool:
         classifier = self._load(source)
         others = [served.classifier.model for served in self._served.values()]
         shared = share_weights(classifier.model, others)
-        if shared and classifier.scorer is not classifier.model:
-            # The engine reads the tensors that it found when it was planned; let it find the shared ones.
-            classifier = replace(classifier, scorer=plan_scorer(classifier.model, "fast")[0])
+        if shared:
+            classifier = replace(classifier, scorer=replan(classifier.scorer))
         return Served(name, source, folder, classifier, before, time.time(), shared, self._min_confidence)
 
 

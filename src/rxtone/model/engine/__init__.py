@@ -12,7 +12,7 @@ leaves out, exactly, and where the derivation stands:
 * logits of tokens that are no label, positions after the label: ``core``.
 """
 
-from rxtone.model.engine.core import IGNORED, Engine, flatten, unpad
+from rxtone.model.engine.core import Engine, flatten, unpad
 from rxtone.model.engine.plan import Unsupported
 
-__all__ = ["IGNORED", "Engine", "Unsupported", "flatten", "unpad"]
+__all__ = ["Engine", "Unsupported", "flatten", "unpad"]

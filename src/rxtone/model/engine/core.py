@@ -9,15 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from rxtone.errors import ModelError
+from rxtone.model.batches import IGNORE
 from rxtone.model.engine.decoder import decode, dropped, final_norm
 from rxtone.model.engine.dropout import MaskSource
 from rxtone.model.engine.encoder import Pass, attention, feed_forward
 from rxtone.model.engine.int8 import quantise, why_not
 from rxtone.model.engine.layout import Layout, block_bias, plan_layout, relative_bias
 from rxtone.model.engine.plan import Unsupported, Weights, read_weights
-
-IGNORED = -100  # target positions that are no target, as in torch's cross-entropy
-
 
 _TOKENS = 2048  # of a scoring batch: enough rows for the matrix kernels, few enough for the last-level cache
 
@@ -105,6 +103,11 @@ class Engine:
         reason = why_not(self.weights)
         return Unsupported(reason) if reason else Engine(quantise(self.weights), self.model, self.generator)
 
+    @property
+    def is_int8(self) -> bool:
+        """Whether the linear maps are quantised."""
+        return self.weights.encoder[0].attention.q.int8 is not None
+
     def target_log_probs(self, ids: Tensor, lengths: Sequence[int], targets: Tensor) -> Tensor:
         """Log-probability of every target token under teacher forcing, over the full vocabulary.
 
@@ -118,7 +121,7 @@ class Engine:
         Returns:
             (reviews, positions) in fp32 (fp64 for an fp64 model); 0 where there is no target.
         """
-        wanted = targets != IGNORED
+        wanted = targets != IGNORE
         columns = torch.nonzero(wanted.any(0))
         positions = int(columns[-1]) + 1 if columns.numel() else 1
         inputs = targets[:, : positions - 1].masked_fill(~wanted[:, : positions - 1], self.weights.pad_token)
@@ -179,14 +182,14 @@ class Engine:
     def _sequence_scores(self, ids: Tensor, lengths: Sequence[int], sequences: list[tuple[int, ...]]) -> Tensor:
         """Labels of several tokens: one decoder row per review and label, each with its own normalisers."""
         device, count, longest = ids.device, len(sequences), max(len(s) for s in sequences)
-        targets = torch.tensor([[*s, *[IGNORED] * (longest - len(s))] for s in sequences], device=device)
-        inputs = targets[:, :-1].masked_fill(targets[:, :-1] == IGNORED, self.weights.pad_token)
+        targets = torch.tensor([[*s, *[IGNORE] * (longest - len(s))] for s in sequences], device=device)
+        inputs = targets[:, :-1].masked_fill(targets[:, :-1] == IGNORE, self.weights.pad_token)
         start = torch.full((count, 1), self.weights.start_token, device=device)
         tokens = torch.cat([start, inputs], 1)[None].expand(len(lengths), -1, -1)
         hidden = self._hidden(ids, lengths, tokens)
         total = torch.zeros(len(lengths), count, dtype=self._wide, device=device)
         for position in range(longest):
-            wanted = targets[:, position] != IGNORED
+            wanted = targets[:, position] != IGNORE
             logits = (hidden[:, wanted, position] @ self.weights.head.detach().t()).to(self._wide)
             chosen = targets[wanted, position].expand(len(lengths), -1)
             own = torch.log_softmax(logits, -1).gather(2, chosen[..., None])[..., 0]

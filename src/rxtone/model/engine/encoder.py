@@ -16,18 +16,20 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from rxtone.model.engine import int8
 from rxtone.model.engine.dropout import Mask, MaskSource
 from rxtone.model.engine.layout import Block
 from rxtone.model.engine.ops import (
     AdapterTape,
     activate,
     activate_backward,
+    activated_linear,
     drop,
     linear,
     linear_backward,
-    linears,
     norm,
     norm_backward,
+    normed_linears,
     scale_of,
 )
 from rxtone.model.engine.plan import Attention, FeedForward
@@ -145,8 +147,7 @@ def _attend_backward(grad: Tensor, tape: _AttentionTape, run: Pass) -> tuple[Ten
 
 
 def _attention(h: Tensor, layer: Attention, run: Pass, *, keep: bool) -> tuple[Tensor, _AttentionTape | None]:
-    x = norm(h, layer.norm, run.epsilon)
-    (q, k, v), tapes = linears(x, (layer.q, layer.k, layer.v), run.masks)
+    (q, k, v), tapes = normed_linears(h, layer.norm, run.epsilon, (layer.q, layer.k, layer.v), run.masks)
     probabilities: list[tuple[Tensor, Mask | None]] = []
     context = _attend(q, k, v, run, probabilities if keep else None)
     out, o_tape = linear(context, layer.o, run.masks)
@@ -209,10 +210,23 @@ def _hidden(gate: Tensor | None, up: Tensor, activation: str) -> Tensor:
     return activate(up, activation) if gate is None else activate(gate, activation).mul_(up)
 
 
-def _feed_forward(h: Tensor, layer: FeedForward, run: Pass, *, keep: bool) -> tuple[Tensor, _FeedForwardTape | None]:
+def _feed_forward_without_masks(h: Tensor, layer: FeedForward, run: Pass) -> Tensor:
+    """The sublayer where nothing is dropped and nothing kept."""
+    if layer.up.int8 is not None:
+        return int8.feed_forward(h, layer, run.epsilon)
     x = norm(h, layer.norm, run.epsilon)
+    if layer.gate is None:
+        hidden = activated_linear(x, layer.up, layer.activation)
+    else:
+        hidden = activated_linear(x, layer.gate, layer.activation).mul_(linear(x, layer.up, None)[0])
+    return torch.add(h, linear(hidden, layer.down, None)[0])
+
+
+def _feed_forward(h: Tensor, layer: FeedForward, run: Pass, *, keep: bool) -> tuple[Tensor, _FeedForwardTape | None]:
+    if not keep and run.masks is None:
+        return _feed_forward_without_masks(h, layer, run), None
     layers = (layer.up,) if layer.gate is None else (layer.gate, layer.up)
-    inputs, tapes = linears(x, layers, run.masks)
+    inputs, tapes = normed_linears(h, layer.norm, run.epsilon, layers, run.masks)
     gate, up = (None, inputs[0]) if layer.gate is None else inputs
     hidden, inner = drop(run.masks, _hidden(gate, up, layer.activation), run.rate, in_place=True)
     out, down_tape = linear(hidden, layer.down, run.masks)

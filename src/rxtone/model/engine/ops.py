@@ -20,6 +20,7 @@ from rxtone.model.engine.int8 import matmul, quantise_rows
 from rxtone.model.engine.plan import Linear
 
 _aten = torch.ops.aten
+_FUSED = {"gelu_new": ("gelu", "tanh"), "gelu": ("gelu", "none"), "relu": ("relu", "")}
 
 
 @dataclass(frozen=True)
@@ -133,24 +134,48 @@ def linear(x: Tensor, layer: Linear, masks: MaskSource | None) -> tuple[Tensor, 
     return y, AdapterTape(mask, inner)
 
 
-def linears(
-    x: Tensor, layers: Sequence[Linear], masks: MaskSource | None
+def normed_linears(
+    h: Tensor, gain: Tensor, epsilon: float, layers: Sequence[Linear], masks: MaskSource | None
 ) -> tuple[list[Tensor], tuple[AdapterTape | None, ...]]:
-    """Several maps of one input, which in int8 is quantised once.
+    """Several maps of the norm of one input: how both sublayers begin.
 
     Args:
-        x: (rows, in), contiguous.
-        layers: The maps.
+        h: Residual stream (rows, in), contiguous.
+        gain: Weight of the norm (in,).
+        epsilon: Of the norm.
+        layers: The maps, all quantised or none.
         masks: Source of masks, None outside training.
 
     Returns:
         Their outputs, and what their backwards need of the adapters.
     """
     if layers[0].int8 is not None:
-        rows = quantise_rows(x)
+        rows = quantise_rows(h, gain, epsilon)
         return [matmul(rows, layer.int8) for layer in layers if layer.int8 is not None], (None,) * len(layers)
+    x = norm(h, gain, epsilon)
     pairs = [linear(x, layer, masks) for layer in layers]
     return [y for y, _ in pairs], tuple(tape for _, tape in pairs)
+
+
+def activated_linear(x: Tensor, layer: Linear, activation: str) -> Tensor:
+    """act(x W^T) where nothing is kept for a backward.
+
+    In bf16 on a CPU oneDNN applies the activation to the product's fp32 sums before it writes them: a third
+    of the cost of torch's own GELU on the written product, and one rounding less.
+
+    Args:
+        x: (rows, in), contiguous.
+        layer: The map, with or without an adapter.
+        activation: T5's name of it.
+
+    Returns:
+        (rows, out).
+    """
+    if x.dtype is torch.bfloat16 and x.device.type == "cpu" and layer.adapter is None and activation in _FUSED:
+        kernel = cast(Any, torch.ops.mkldnn._linear_pointwise)
+        name, form = _FUSED[activation]
+        return _tensor(kernel(x, layer.weight, None, name, [], form))
+    return activate(linear(x, layer, None)[0], activation)
 
 
 def linear_backward(

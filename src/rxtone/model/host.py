@@ -1,0 +1,49 @@
+"""Settings of the process that make computing on a CPU quick without anyone asking for them."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from pathlib import Path
+
+import torch
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt(3)
+_KEPT_BYTES = 1 << 30
+_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+
+
+def prepare_host(quota: Path = _QUOTA) -> None:
+    """Fit threads and memory of this process to the machine; for commands, not for libraries.
+
+    * torch counts the cores it may be scheduled on, but not a container's quota: four threads on a quota of one
+      core wait for each other most of the time. The number is lowered to the quota, never raised.
+    * glibc gives each tensor of more than a few hundred kilobytes back to the kernel and faults it in again at
+      the next one, zeroed page by page: 3 to 12% of an inference. Kept, peak memory stays what it was.
+
+    Args:
+        quota: The container's quota file (cgroup v2); nothing happens where it is absent.
+    """
+    allowed = quota_cores(quota)
+    if allowed is not None and allowed < torch.get_num_threads():
+        torch.set_num_threads(allowed)
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:  # another C library keeps its own counsel
+        mallopt(_MMAP_THRESHOLD, _KEPT_BYTES)
+        mallopt(_TRIM_THRESHOLD, _KEPT_BYTES)
+
+
+def quota_cores(quota: Path) -> int | None:
+    """Whole cores that a container may use.
+
+    Args:
+        quota: cgroup v2's `cpu.max`: microseconds of processor time per period, or `max`.
+
+    Returns:
+        At least 1; None without a limit.
+    """
+    try:
+        share, period = quota.read_text("ascii").split()
+        return None if share == "max" else max(1, math.ceil(int(share) / int(period)))
+    except (OSError, ValueError):
+        return None
