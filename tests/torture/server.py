@@ -46,7 +46,9 @@ def overload(attempts: int, folder: Path, world: World) -> Figure:
         figure.attempt(grown < 40 << 20, f"memory grew by {grown >> 20} MiB")
         shed = sum(status in {429, 503} for status, _ in flood) / len(flood)
         if len(calm) >= 100:  # fewer have no 99th percentile
-            figure.attempt(p99_flood <= 2 * p99_calm, f"admitted requests wait {p99_flood:.2f} s, calm {p99_calm:.2f} s")
+            figure.attempt(
+                p99_flood <= 2 * p99_calm, f"admitted requests wait {p99_flood:.2f} s, calm {p99_calm:.2f} s"
+            )
         figure.details = {
             "capacity_requests_per_second": round(capacity, 1),
             "shed_share": round(shed, 3),
