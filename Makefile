@@ -8,7 +8,7 @@ BASE ?= google/flan-t5-base
 RECIPE ?= druglib
 OUT ?= runs/$(RECIPE)
 
-.PHONY: setup test browser lint types imports train demo bench clean
+.PHONY: setup test torture lock browser lint types imports train demo bench clean
 
 setup: $(SETUP)
 
@@ -38,6 +38,19 @@ browser:
 # One thread a process: the models of the tests are tiny, and two processes share the machine.
 test: lint types imports browser
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
+
+# The promises of docs/reliability.md in their long form: about an hour on one core. SHARE=0.1 makes a tenth of it.
+SHARE ?= 1
+torture: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m tests.torture --share $(SHARE) --out torture.json
+
+# The versions that were tested together, with hashes; torch comes first and apart, see constraints.txt.
+lock: setup
+	$(BIN)/pip install --quiet pip-tools
+	$(BIN)/pip-compile --quiet --generate-hashes --strip-extras --no-header --no-emit-index-url --no-emit-find-links \
+		--no-emit-trusted-host --no-emit-options --unsafe-package torch --unsafe-package setuptools \
+		--constraint constraints.txt --extra serve --extra export --extra tensorboard \
+		--output-file requirements.lock pyproject.toml
 
 # The main job on your table: make train TABLE=reviews.csv BASE=path/or/hub-id
 train: setup

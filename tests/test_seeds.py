@@ -120,6 +120,10 @@ def test_a_missing_or_foreign_member_is_refused(parent, tmp_path):
     spec.write_text(spec.read_text().replace('"max_tokens": 48', '"max_tokens": 40'))
     with pytest.raises(ModelError, match="not those of the ensemble"):
         rxtone.load(copy)
+    listed = copy / "ensemble" / "ensemble.json"
+    listed.write_text(listed.read_text().replace("../seed-8", str(parent / "seed-8")))
+    with pytest.raises(ModelError, match="its members lie outside of"):
+        rxtone.load(copy)
 
 
 def test_seeds_need_a_number_an_evaluation_and_room(tiny_recipe, parent, tmp_path):

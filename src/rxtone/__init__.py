@@ -6,6 +6,7 @@ The public names load on first use (PEP 562), so importing rxtone is quick.
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -27,6 +28,13 @@ if TYPE_CHECKING:
     from rxtone.errors import RxtoneError as RxtoneError
     from rxtone.evaluation.evaluate import Evaluation as Evaluation
     from rxtone.run import RunFolder as RunFolder
+
+# No dependency reports home: each reads its switch when it is imported. A user's own setting stands.
+for _switch, _off in (
+    ("HF_HUB_DISABLE_TELEMETRY", "1"), ("DO_NOT_TRACK", "1"), ("GRADIO_ANALYTICS_ENABLED", "False"),
+    ("RAY_USAGE_STATS_ENABLED", "0"), ("MLFLOW_DISABLE_TELEMETRY", "true"),
+):  # fmt: skip
+    os.environ.setdefault(_switch, _off)
 
 _HOMES = {
     "api": ("evaluate", "read_reviews", "train"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -52,8 +53,9 @@ def train(
 
 
 def default_out(name: str) -> Path:
-    """A new folder under `runs/`, named after the recipe and the local time."""
-    return Path("runs") / f"{name}-{datetime.now().astimezone():%Y%m%d-%H%M%S}"
+    """A new folder under `runs/`, named after the recipe and the local time; no name leads out of `runs/`."""
+    plain = re.sub(r"[^\w.-]+", "-", name.encode("ascii", "ignore").decode()).strip(".-")[:80] or "run"
+    return Path("runs") / f"{plain}-{datetime.now().astimezone():%Y%m%d-%H%M%S}"
 
 
 def evaluate(classifier: Classifier, reviews: Sequence[Review]) -> Evaluation:

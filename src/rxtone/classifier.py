@@ -22,8 +22,10 @@ from rxtone.config import PromptConfig, Recipe
 from rxtone.data.prompts import PromptBuilder
 from rxtone.data.reviews import Review
 from rxtone.errors import DataError, ModelError, RecipeError
+from rxtone.model.adapter_files import read_adapter
 from rxtone.model.base import (
     DTYPES,
+    check_foreign_base,
     check_identity,
     default_device,
     identify,
@@ -33,7 +35,7 @@ from rxtone.model.base import (
 )
 from rxtone.model.batches import ReviewDataset
 from rxtone.model.ensemble import Ensemble
-from rxtone.model.lora import check_adapter, load_adapter, load_adapters, merge
+from rxtone.model.lora import load_adapter, load_adapters, merge
 from rxtone.model.runtimes import EXPORT, ExportedModel, open_exported, read_export
 from rxtone.model.scoring import (
     LabelTokens,
@@ -54,6 +56,8 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 FORMAT = 1
+SPEC_BYTES = 4 << 20
+"""Longer files are none of ours."""
 PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
 NOTHING_SURE = 1.01
 """A least confidence that no answer reaches."""
@@ -380,9 +384,11 @@ def load(
     folder = adapter_folder(path)
     if (folder / ENSEMBLE).is_file():
         return load_ensemble(folder, base=base, precision=precision, device=device, engine=engine)
-    check_adapter(folder)
+    read_adapter(folder)
     spec = read_spec(folder, recipe)
     place = torch.device(device) if device is not None else default_device()
+    if base is None:
+        check_foreign_base(str(spec.base["name"]), folder)
     int8 = precision == "int8"
     if int8 and not merged:
         msg = "precision int8: only a merged adapter is quantised; leave out merged=False"
@@ -425,13 +431,15 @@ def load_ensemble(
     members = _members(folder)
     spec = read_spec(folder)
     for member in members:
-        check_adapter(member)
+        read_adapter(member)
         theirs = read_spec(member)
         same = (theirs.labels, theirs.prompt, theirs.text_fields, theirs.base)
         if same != (spec.labels, spec.prompt, spec.text_fields, spec.base):
             msg = f"{member}: its labels, prompt or base are not those of the ensemble {folder}; train the seeds again"
             raise ModelError(msg)
     place = torch.device(device) if device is not None else default_device()
+    if base is None:
+        check_foreign_base(str(spec.base["name"]), folder)
     name = base or str(spec.base["name"])
     revision = spec.base.get("revision") if base is None else None
     check_identity(spec.base, identify(name, revision))
@@ -450,6 +458,10 @@ def _members(folder: Path) -> list[Path]:
     except (ValueError, KeyError, TypeError, OSError) as error:
         msg = f"{folder / ENSEMBLE}: cannot be used: {error}; train the seeds again"
         raise ModelError(msg) from None
+    outside = [member for member in members if not member.is_relative_to(folder.resolve().parent)]
+    if outside:
+        msg = f"{folder / ENSEMBLE}: its members lie outside of {folder.resolve().parent}; nothing there is read"
+        raise ModelError(msg)
     missing = [member for member in members if not member.is_dir()]
     if missing or not members:
         msg = (
@@ -591,6 +603,11 @@ def read_spec(folder: Path, recipe: Recipe | None = None) -> ClassifierSpec:
         base = identify(recipe.model.base, recipe.model.revision)
         return make_spec(recipe, base.to_json(), recipe.model.precision)
     try:
+        if path.stat().st_size > SPEC_BYTES:
+            msg = (
+                f"{path}: expected at most {SPEC_BYTES:,} bytes, got {path.stat().st_size:,}; no {CLASSIFIER} of rxtone"
+            )
+            raise ModelError(msg)
         spec = ClassifierSpec.model_validate_json(path.read_bytes())
     except (ValidationError, OSError) as error:
         first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}

@@ -16,6 +16,7 @@ import typer
 from rxtone import cli_explain as explaining
 from rxtone import cli_judge as judge
 from rxtone import cli_work as work
+from rxtone.cli_doctor import doctor
 from rxtone.cli_options import LogJsonOption, SetOption, load_classifier, print_metrics, print_seeds
 from rxtone.errors import RecipeError, RxtoneError
 
@@ -32,6 +33,7 @@ app.add_typer(config_app, name="config")
 
 for command in (
     judge.evaluate, work.predict, explaining.explain, judge.compare, judge.drift, work.serve, work.export, work.push,
+    doctor,
 ):  # fmt: skip
     app.command()(command)
 data_app.command("audit")(judge.data_audit)

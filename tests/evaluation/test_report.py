@@ -6,6 +6,8 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from jinja2 import UndefinedError
 
 from rxtone.data.reviews import Review
@@ -266,3 +268,16 @@ def test_the_page_of_a_comparison():
     assert not page.tags & {"script", "img", "iframe", "link", "object", "embed", "form", "a", "base", "image"}
     for part in ("Verdict", "always the first", "0.480 to 0.520", "McNemar", "300 resamples of 200 reviews"):
         assert part in page.text
+
+
+@settings(max_examples=6, deadline=None)
+@given(
+    text=st.text(min_size=1, max_size=80) | st.sampled_from([HOSTILE, "<a href='javascript:x'>", "<!--<script>", "]]>"])
+)
+def test_any_text_of_a_user_stays_text(text):
+    page = Page(render_report(context(text=text)))
+    assert page.tags <= PLAIN.tags
+    assert not [name for name, value in page.attributes if name.startswith("on") or "javascript:" in (value or "")]
+
+
+PLAIN = Page(render_report(context(text="x")))

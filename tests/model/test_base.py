@@ -109,3 +109,10 @@ def test_another_revision_is_refused():
     check_identity(stored, BaseIdentity("google/flan-t5-base", "a" * 40, "c", None))
     with pytest.raises(ModelError, match=r"\(revision aaaaaaaaaaaa\)"):
         check_identity(stored, BaseIdentity("google/flan-t5-base", "b" * 40, "c", None))
+
+
+def test_a_precision_that_does_not_exist_is_named():
+    from rxtone.model.base import resolve_precision
+
+    with pytest.raises(RecipeError, match="expected auto, fp32, bf16, fp16, got 'os'"):
+        resolve_precision("os", torch.device("cpu"))

@@ -179,7 +179,7 @@ def test_an_adapter_of_another_shape_is_refused(saved, tmp_path):
 
     config = json.loads((saved / "adapter_config.json").read_text())
     (saved / "adapter_config.json").write_text(json.dumps(config | {"r": 2}))
-    with pytest.raises(ModelError, match="the adapter does not fit the base"):
+    with pytest.raises(ModelError, match="r says 2, the weights have 4"):
         load_adapter(fresh(write_tiny_base(tmp_path / "b")), saved)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import warnings
 from dataclasses import asdict, dataclass
 from importlib import resources
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoTokenizer, T5Config, T5ForConditionalGeneration
 from transformers.utils import logging as transformers_logging
@@ -32,6 +34,9 @@ SHAPE_KEYS = (
     "layer_norm_epsilon", "pad_token_id", "eos_token_id", "decoder_start_token_id",
 )  # fmt: skip
 """The parts of a T5 config that decide whether an adapter fits and means the same."""
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(?:/[A-Za-z0-9][\w.-]{0,95})?")
+PUBLISHED = re.compile(r"(?:google|google-t5)/[A-Za-z0-9][\w.-]{0,95}")
+"""Where T5 and Flan-T5 come from."""
 
 
 @dataclass(frozen=True)
@@ -95,9 +100,16 @@ def native_bf16(device: torch.device) -> bool:
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
-    """`auto` -> `bf16` where native, else `fp32`; anything else as it is."""
-    if precision != "auto":
+    """`auto` -> `bf16` where native, else `fp32`; a precision by name as it is.
+
+    Raises:
+        RecipeError: If there is no such precision.
+    """
+    if precision in DTYPES:
         return precision
+    if precision != "auto":
+        msg = f"precision: expected auto, {', '.join(DTYPES)}, got {precision[:40]!r}"
+        raise RecipeError(msg)
     return "bf16" if native_bf16(device) else "fp32"
 
 
@@ -217,6 +229,26 @@ def check_identity(expected: Mapping[str, Any], actual: BaseIdentity) -> None:
                 f"but the base {actual.name} has {what} {got[:12]}; pass the original base with --base"
             )
             raise ModelError(msg)
+
+
+def check_foreign_base(name: str, adapter: Path) -> None:
+    """Refuse to fetch what only an adapter folder asks for: it may come from anywhere.
+
+    Args:
+        name: The base that the folder names.
+        adapter: That folder, for the message.
+
+    Raises:
+        ModelError: If the base is not on this machine and not one that the makers of T5 publish.
+    """
+    if _folder(name) is not None or PUBLISHED.fullmatch(name) or settings.offline():
+        return
+    if not HUB_ID.fullmatch(name) or not isinstance(try_to_load_from_cache(name, "config.json"), str):
+        msg = (
+            f"{adapter}: it names the base {name[:100]!r}, which is not on this machine; an adapter alone never makes "
+            f"rxtone download. If you trust it, say so: --base {name[:100]}"
+        )
+        raise ModelError(msg)
 
 
 def _folder(name: str) -> Path | None:

@@ -11,13 +11,14 @@ import difflib
 import json
 import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
 from rxtone.errors import ModelError, RecipeError
+from rxtone.model.adapter_files import CONFIG, WEIGHTS, read_adapter
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -26,9 +27,6 @@ if TYPE_CHECKING:
     from transformers import T5ForConditionalGeneration
 
     from rxtone.config import LoraSettings
-
-WEIGHTS = "adapter_model.safetensors"
-CONFIG = "adapter_config.json"
 
 
 @dataclass(frozen=True)
@@ -201,10 +199,10 @@ def load_adapter(model: T5ForConditionalGeneration, folder: Path) -> PeftModel:
     Raises:
         ModelError: If the folder is no LoRA adapter or does not fit the base.
     """
-    check_adapter(folder)
+    config = read_adapter(folder)
     try:
         with _known_peft_warning():
-            adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=False)
+            adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=False, config=config)
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())[:300]
         msg = f"{folder}: the adapter does not fit the base: {reason}"
@@ -230,7 +228,7 @@ def load_adapters(model: T5ForConditionalGeneration, folders: Sequence[Path]) ->
     adapted = load_adapter(model, folders[0])
     names = ["default"]
     for index, folder in enumerate(folders[1:], start=1):
-        check_adapter(folder)
+        read_adapter(folder)
         name = f"member{index}"
         try:
             with _known_peft_warning():
@@ -243,36 +241,6 @@ def load_adapters(model: T5ForConditionalGeneration, folders: Sequence[Path]) ->
         names.append(name)
     adapted.eval()
     return adapted, tuple(names)
-
-
-def check_adapter(folder: Path) -> dict[str, Any]:
-    """Read and check an adapter's config without touching its weights.
-
-    Args:
-        folder: A PEFT folder.
-
-    Returns:
-        The config.
-
-    Raises:
-        ModelError: If files are missing, pickled, or not a LoRA adapter.
-    """
-    for name in (CONFIG, WEIGHTS):
-        if not (folder / name).is_file():
-            pickled = name == WEIGHTS and (folder / "adapter_model.bin").exists()
-            detail = "; a pickled adapter_model.bin is never loaded" if pickled else ""
-            msg = f"{folder}: expected a PEFT adapter folder with {CONFIG} and {WEIGHTS}; {name} is missing{detail}"
-            raise ModelError(msg)
-    try:
-        config = json.loads((folder / CONFIG).read_text("utf-8"))
-        kind = config.get("peft_type")
-    except (ValueError, AttributeError, OSError):
-        msg = f"{folder / CONFIG}: not a JSON object; copy the adapter folder again"
-        raise ModelError(msg) from None
-    if kind != "LORA":
-        msg = f"{folder}: expected a LoRA adapter, got {kind}"
-        raise ModelError(msg)
-    return dict(config)
 
 
 def merge(model: PeftModel) -> T5ForConditionalGeneration:

@@ -1,0 +1,1 @@
+"""One harness per promise; `make torture` prints promise, attempts, failures."""

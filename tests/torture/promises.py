@@ -1,0 +1,43 @@
+"""The promises, their harnesses, and how many attempts the short and the long form make."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from torture import foreign, server, training, work
+from torture.figure import Figure, World
+
+
+@dataclass(frozen=True)
+class Promise:
+    """One row of the table."""
+
+    name: str
+    text: str
+    measure: Callable[[int, Path, World], Figure]
+    short: int
+    long: int
+
+
+PROMISES = (
+    Promise(
+        "exact-resume", "Killed at random moments, a resumed run ends in the same bytes", training.exact_resume, 3, 300
+    ),
+    Promise("atomic-state", "A damaged checkpoint is never chosen", training.atomic_state, 60, 1000),
+    Promise("full-disk", "A full disk is one message and loses nothing", training.full_disk, 2, 30),
+    Promise("determinism", "The same recipe gives the same bytes", training.determinism, 2, 5),
+    Promise("out-of-memory", "Memory that runs out changes no step and no answer", training.out_of_memory, 3, 60),
+    Promise("finite-state", "No state that is not finite is saved", training.finite_state, 8, 100),
+    Promise("no-execution", "Weights and folders cannot run code", foreign.pickles, 19, 95),
+    Promise("adapter-configs", "Configs of adapters are data", foreign.adapter_configs, 60, 10_000),
+    Promise("malformed-input", "Damaged tables and recipes are one message", foreign.malformed_input, 300, 20_000),
+    Promise("bulk-rows", "Killed bulk work gives every row once", work.bulk_rows, 3, 100),
+    Promise("overload", "Ten times the capacity is shed, not suffered", server.overload, 60, 2000),
+    Promise("body-limits", "Bad bodies cost under 20 MB", server.bodies, 12, 300),
+    Promise("safe-page", "The page gives away no file and fetches nothing", server.safe_page, 60, 3000),
+    Promise("inert-reports", "Hostile reviews stay text", foreign.inert_reports, 400, 10_000),
+    Promise("run-names", "Names of runs stay inside", foreign.run_names, 2000, 100_000),
+    Promise("privacy", "No socket, and no word of a review in what is said", work.privacy, 8, 48),
+    Promise("silent-log", "The server's log and errors quote no review; ids match", server.silent_log, 60, 2000),
+    Promise("api-schema", "Requests made from the OpenAPI document get no 5xx", server.api_schema, 40, 1500),
+)
