@@ -213,3 +213,16 @@ def test_a_wrong_input_leaves_nothing_half_written(tiny_base, tiny_table, tmp_pa
 def test_the_default_folder_is_named_after_recipe_and_time():
     assert api.default_out("druglib").parts[0] == "runs"
     assert api.default_out("druglib").name.startswith("druglib-20")
+
+
+def test_texts_are_shown_only_where_the_recipe_says_so(tiny_base, tiny_table, tmp_path):
+    pages = []
+    for texts in (False, True):
+        story = recipe(tiny_base, tiny_table, train={"max_steps": 1}, evaluation={"texts": texts, "zero_shot": False})
+        run = api.train(story, out=tmp_path / str(texts))
+        pages.append((run.evaluation / "report.html").read_text())
+        found = json.loads((run.evaluation / "metrics.json").read_text())["suspect_labels"]
+        assert found["of"] == 204
+        assert found["n"] >= len(found["most"])
+    assert "<blockquote>" not in pages[0]
+    assert "<mark style=" in pages[1]

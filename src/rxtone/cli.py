@@ -50,6 +50,7 @@ def train(
     from rxtone import api, config, pipeline, progress
     from rxtone import seeds as over_seeds
     from rxtone.model.base import quiet_transformers
+    from rxtone.run import RunFolder
 
     quiet_transformers()
     resolved = config.load_recipe(recipe, overrides or [])
@@ -71,6 +72,11 @@ def train(
         raise typer.Exit(130) from None
     if evaluation is not None:
         print_metrics(evaluation.metrics)
+    for name in resolved.aspects:
+        metrics = RunFolder(folder).aspect(name).evaluation / "metrics.json"
+        if metrics.is_file():
+            print(f"\naspect {name}: {folder}/adapters/{name}")
+            print_metrics(json.loads(metrics.read_text("utf-8")))
     environment = json.loads((folder / "environment.json").read_text("utf-8"))["training"]
     if environment["reviews_per_second"]:
         print(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from rxtone.classifier import prompt_builder, zero_shot
 from rxtone.config import cache_dir
 from rxtone.data.audit import AuditPart, audit
 from rxtone.data.reviews import parse_rule, read_reviews
+from rxtone.data.suspects import suspect_labels
 from rxtone.data.tables import read_table
 from rxtone.errors import DataError, ModelError, RecipeError
 from rxtone.evaluation.baselines import Baseline, cross_fitted, fit_baselines, unavailable_baselines
@@ -23,10 +25,11 @@ from rxtone.evaluation.evaluate import Evaluation, evaluate, evaluate_outputs, p
 from rxtone.evaluation.pages import render_audit, render_drift
 from rxtone.evaluation.report import render_comparison
 from rxtone.model.base import load_tokenizer
-from rxtone.preparation import SEEN, TEST, free_text, text_hash
+from rxtone.preparation import SEEN, TEST, free_text, label_indexes, text_hash
 from rxtone.run import (
     EvaluationFolder,
     RunFolder,
+    run_of_adapter,
     write_json,
     write_text,
 )
@@ -41,6 +44,10 @@ if TYPE_CHECKING:
     from rxtone.data.reviews import Review
     from rxtone.data.tables import Table
     from rxtone.preparation import Prepared
+
+
+SUSPECTS = 20
+"""Suspect labels that metrics.json names."""
 
 
 def judge(classifier: Classifier, recipe: Recipe, prepared: Prepared) -> Evaluation:
@@ -75,9 +82,20 @@ def judge(classifier: Classifier, recipe: Recipe, prepared: Prepared) -> Evaluat
         evaluation.metrics["free_text"] = evaluate(
             classifier, texts, split_name=prepared.held_out_name, policy=classifier.policy
         ).metrics
+    if recipe.evaluation.baselines:
+        evaluation.metrics["suspect_labels"] = _suspect_labels([*prepared.train, *prepared.validation], prepared.labels)
     if recipe.evaluation.behaviour:
         evaluation.metrics["behaviour"] = judge_behaviour(classifier, batch_size=recipe.evaluation.batch_size)
     return evaluation
+
+
+def _suspect_labels(reviews: Sequence[Review], labels: Sequence[str]) -> dict[str, Any] | None:
+    """The training rows whose label a linear model contradicts that has not seen them; None where there are too few."""
+    probabilities = cross_fitted(reviews, labels)
+    if probabilities is None:
+        return None
+    found = suspect_labels(label_indexes(reviews, labels), probabilities, labels, [review.row for review in reviews])
+    return {"n": len(found), "of": len(reviews), "most": [asdict(suspect) for suspect in found[:SUSPECTS]]}
 
 
 def judge_table(
@@ -176,7 +194,7 @@ def drift_of(classifier: Classifier, folder: Path, source: str, out: Path | None
     Raises:
         DataError: If the run was not evaluated, or there are too few reviews.
     """
-    reference = EvaluationFolder(RunFolder(folder).evaluation).predictions
+    reference = EvaluationFolder((run_of_adapter(folder) or RunFolder(folder)).evaluation).predictions
     if not reference.is_file():
         msg = f"{folder}: expected a run folder with {reference.name} in its evaluation; evaluate the run first"
         raise DataError(msg)
@@ -224,11 +242,12 @@ def audit_recipe(recipe: Recipe, out: Path | None = None, name: str = "recipe") 
     found = audit(parts, text_fields=data.text_fields, label_column=data.label.column, rule=rule, group_columns=groups)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
+        tables = f"--set data.train={data.train} --set data.test={data.test or 'null'}"
         page = render_audit({
             "title": name,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "audit": found.to_dict(),
-            "commands": [f"rxtone data audit {name} --set data.train={data.train} --out {out}"],
+            "commands": [f"rxtone data audit {name} {tables} --out {out}"],
             "notes": notes,
         })  # fmt: skip
         write_text(out / "audit.html", page)
@@ -253,12 +272,11 @@ def _labelled(spec: ClassifierSpec, table: Table) -> list[Review]:
 
 
 def _data_record(folder: Path) -> dict[str, Any] | None:
-    for place in (folder, folder.parent):
-        path = RunFolder(place).data
-        if path.is_file():
-            loaded: dict[str, Any] = json.loads(path.read_text("utf-8"))
-            return loaded
-    return None
+    run = run_of_adapter(folder)
+    if run is None:
+        return None
+    loaded: dict[str, Any] = json.loads(run.data.read_text("utf-8"))
+    return loaded
 
 
 def _refitted(classifier: Classifier, record: dict[str, Any] | None, reviews: Sequence[Review]) -> Sequence[Baseline]:

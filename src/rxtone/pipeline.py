@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from rxtone.artefacts import environment_record, write_evaluation
 from rxtone.classifier import load, make_spec, prompt_builder, token_id, write_spec, write_validation
-from rxtone.config import Recipe, dump_recipe, load_recipe
+from rxtone.config import Recipe, aspect_recipe, dump_recipe, load_recipe
 from rxtone.errors import RunError
 from rxtone.judging import judge
 from rxtone.model.base import Base, default_device, load_base
@@ -84,7 +84,14 @@ class Evaluated:
     report: Path
 
 
-StoryEvent = Event | DataReady | AdapterReady | Reloaded | Evaluated
+@dataclass(frozen=True)
+class AspectStarted:
+    """The main task is done; the adapter of an aspect begins."""
+
+    name: str
+
+
+StoryEvent = Event | AspectStarted | DataReady | AdapterReady | Reloaded | Evaluated
 
 
 def train(recipe: Recipe, out: Path, *, resume: bool = False) -> Iterator[StoryEvent]:
@@ -96,13 +103,23 @@ def train(recipe: Recipe, out: Path, *, resume: bool = False) -> Iterator[StoryE
         resume: Continue what is there; a finished run is left as it is.
 
     Yields:
-        What happened, in order: data, adapter, steps, validations, checkpoints, reload, evaluation.
+        What happened, in order: data, adapter, steps, validations, checkpoints, reload, evaluation; then the same
+        for each aspect.
 
     Raises:
         RxtoneError: With the branch that says what was wrong; what was saved before stays usable.
     """
     check_trackers(recipe)
     run = create_run(out, resume=resume)
+    yield from _train_run(recipe, run, resume=resume)
+    for name in recipe.aspects:
+        yield AspectStarted(name)
+        aspect = run.aspect(name)
+        create_run(aspect.path, resume=resume)
+        yield from _train_run(aspect_recipe(recipe, name), aspect, resume=resume)
+
+
+def _train_run(recipe: Recipe, run: RunFolder, *, resume: bool) -> Iterator[StoryEvent]:
     if resume:
         _check_same_recipe(run, recipe)
     if not run.finished():

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from rxtone.pipeline import AdapterReady, DataReady, Evaluated, Reloaded
+from rxtone.pipeline import AdapterReady, AspectStarted, DataReady, Evaluated, Reloaded
 from rxtone.seeds import SeedsDone, SeedStarted
 from rxtone.training.loop import EvalDone, StepDone
 
@@ -31,13 +31,13 @@ def show(events: Iterable[Shown]) -> Evaluation | None:
         events: What `pipeline.train` yields.
 
     Returns:
-        The evaluation, if there was one.
+        The evaluation of the main task, if there was one.
     """
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     evaluation = None
     for event in _with_bar(events, console) if console.is_terminal else _with_lines(events):
         if isinstance(event, Evaluated):
-            evaluation = event.evaluation
+            evaluation = evaluation or event.evaluation  # of the main task; those of aspects follow
             console.print(f"report: {event.report}")
         elif (line := _line(event)) is not None:
             console.print(line)
@@ -102,6 +102,8 @@ def _line(event: Shown) -> str | None:
             f"{event.validation_loss:.4f}, macro-F1 {event.validation_macro_f1:.4f}{mark}"
             + (never if event.never_predicted else "")
         )
+    if isinstance(event, AspectStarted):
+        return f"aspect {event.name}"
     if isinstance(event, SeedStarted):
         return f"seed {event.seed} ({event.number} of {event.of})"
     if isinstance(event, SeedsDone):

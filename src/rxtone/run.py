@@ -28,9 +28,15 @@ MANIFEST = "manifest.json"
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Paths inside one run."""
+    """Paths inside one run.
+
+    Attributes:
+        path: The folder.
+        adapter_at: Where the adapter goes, if not into `adapter`.
+    """
 
     path: Path
+    adapter_at: Path | None = None
 
     def __fspath__(self) -> str:
         """The folder's path, so that a run can stand wherever a path is expected."""
@@ -64,7 +70,11 @@ class RunFolder:
     @property
     def adapter(self) -> Path:
         """The tuned adapter: a plain PEFT folder with classifier.json beside."""
-        return self.path / "adapter"
+        return self.path / "adapter" if self.adapter_at is None else self.adapter_at
+
+    def aspect(self, name: str) -> RunFolder:
+        """The run of one aspect: records in `aspects/<name>`, its adapter in `adapters/<name>`."""
+        return RunFolder(self.path / "aspects" / name, self.path / "adapters" / name)
 
     @property
     def evaluation(self) -> Path:
@@ -146,6 +156,21 @@ def create_run(path: Path, *, resume: bool) -> RunFolder:
         msg = f"{path}: cannot make the run folder: {error.strerror}"
         raise RunError(msg) from None
     return run
+
+
+def run_of_adapter(folder: Path) -> RunFolder | None:
+    """The run whose records tell about an adapter.
+
+    Args:
+        folder: A run folder, or an adapter folder in one.
+
+    Returns:
+        The run, None where no data.json is near.
+    """
+    for place in (folder, folder.parent, folder.parent.parent / "aspects" / folder.name):
+        if RunFolder(place).data.is_file():
+            return RunFolder(place)
+    return None
 
 
 def write_bytes(path: Path, content: bytes) -> None:

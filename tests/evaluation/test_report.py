@@ -16,6 +16,7 @@ from rxtone.evaluation.report import (
     confident_errors,
     format_figure,
     format_interval,
+    format_moment,
     format_percent,
     format_signed,
     render_comparison,
@@ -266,3 +267,20 @@ def test_the_page_of_a_comparison():
     assert not page.tags & {"script", "img", "iframe", "link", "object", "embed", "form", "a", "base", "image"}
     for part in ("Verdict", "always the first", "0.480 to 0.520", "McNemar", "300 resamples of 200 reviews"):
         assert part in page.text
+
+
+def test_a_moment_is_shown_to_the_minute():
+    assert format_moment("2026-11-25T19:47:07+00:00") == "2026-11-25 19:47 UTC"
+    assert format_moment("2026-01-02 03:04") == "2026-01-02 03:04"
+
+
+def test_the_suite_shows_its_failures_as_text():
+    given = context()
+    part = {"title": HOSTILE, "n": 4, "passed": 3, "pass_rate": 0.75, "pass_rate_ci": [0.3, 0.95],
+            "failures": [{"text": HOSTILE, "change": HOSTILE, "expected": "a", "label": "b", "score": 0.9}]}  # fmt: skip
+    given["metrics"] |= {"behaviour": {"capabilities": {"x": part}, "n": 4, "passed": 3, "pass_rate": 0.75}}
+    page = Page(render_report(given))
+    assert "script" not in page.tags
+    assert "3 of 4" in page.text
+    assert "30.0% to 95.0%" in page.text
+    assert "b instead of a" in page.text

@@ -175,6 +175,7 @@ def page_environment() -> Environment:
     environment.filters |= {
         "figure": format_figure,
         "interval": format_interval,
+        "moment": format_moment,
         "percent": format_percent,
         "signed": format_signed,
     }
@@ -191,6 +192,12 @@ def format_figure(value: float | None) -> str:
         Three decimals, or a dash.
     """
     return "–" if value is None else f"{value:.3f}".replace("-", "−")
+
+
+def format_moment(value: str) -> str:
+    """Write an ISO 8601 date and time for people: to the minute, in its own zone."""
+    zone = " UTC" if value.endswith("+00:00") else ""
+    return value[:16].replace("T", " ") + zone
 
 
 def format_signed(value: float | None) -> str:

@@ -55,7 +55,7 @@ class Ensemble(torch.nn.Module):
             self.model.set_adapter(name)
             self.model.requires_grad_(requires_grad=False)
             scorer, _ = plan_scorer(self.model, self._engine)  # planned anew: it reads the active adapter
-            pad = int(self.config.pad_token_id)  # type: ignore[arg-type]
+            pad = int(self.config.pad_token_id)
             scores = score_dataset(scorer, dataset, self._label_tokens, batch_size=batch_size, pad_token_id=pad)
             parts.append(log_probabilities(scores))
         return average(parts)
