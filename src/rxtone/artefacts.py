@@ -182,6 +182,8 @@ def _notes(metrics: dict[str, Any], record: dict[str, Any]) -> list[str]:
     never = [label for label, row in metrics["per_class"].items() if not row["precision"] and row["support"]]
     if never:
         notes.append(f"No review was rightly called {', '.join(never)}.")
+    if metrics.get("not_sliced_by"):
+        notes.append(f"The table has no column {', '.join(metrics['not_sliced_by'])} to slice by.")
     if record["repeated_training_rows"]:
         count = record["repeated_training_rows"]
         notes.append(f"{count} rows of the training table repeat another row; repeats were kept on one side.")

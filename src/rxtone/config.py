@@ -194,6 +194,9 @@ class EvaluationConfig(Group):
     behaviour: bool = False
     """Also ask the behavioural suite (negation, "none", sarcasm, typing errors ...); the labels must be
     positive and negative, with or without neutral."""
+    slice_by: list[str] = []
+    """Columns (a drug, a condition) by whose values the figures are given, too, where a value has 30 reviews or more;
+    one that the table lacks is noted in the report."""
     texts: bool = False
     """Show the most confident errors and the suspect labels with their text in the report, the words that drove an
     error marked. Off: row numbers only, so that the page may be passed on."""

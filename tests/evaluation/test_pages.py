@@ -7,10 +7,10 @@ from html.parser import HTMLParser
 import pytest
 from tiny import tiny_values, write_tiny_table
 
+from rxtone.auditing import audit_recipe
 from rxtone.cli import main
 from rxtone.config import check_recipe
 from rxtone.evaluation.pages import render_audit, render_drift
-from rxtone.judging import audit_recipe
 
 HOSTILE = "</title></style><script>alert(1)</script><img src=x onerror=alert(1)>'\"{{ 7*7 }}"
 

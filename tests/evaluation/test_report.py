@@ -277,7 +277,8 @@ def test_a_moment_is_shown_to_the_minute():
 def test_the_suite_shows_its_failures_as_text():
     given = context()
     part = {"title": HOSTILE, "n": 4, "passed": 3, "pass_rate": 0.75, "pass_rate_ci": [0.3, 0.95],
-            "failures": [{"text": HOSTILE, "change": HOSTILE, "expected": "a", "label": "b", "score": 0.9}]}  # fmt: skip
+            "failures": [{"text": HOSTILE, "change": HOSTILE, "expected": "a", "label": "b", "score": 1.0}],
+            }  # fmt: skip
     given["metrics"] |= {"behaviour": {"capabilities": {"x": part}, "n": 4, "passed": 3, "pass_rate": 0.75}}
     page = Page(render_report(given))
     assert "script" not in page.tags
