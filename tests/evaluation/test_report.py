@@ -17,7 +17,9 @@ from rxtone.evaluation.report import (
     format_figure,
     format_interval,
     format_moment,
+    format_p,
     format_percent,
+    format_plain,
     format_signed,
     render_comparison,
     render_report,
@@ -267,6 +269,11 @@ def test_the_page_of_a_comparison():
     assert not page.tags & {"script", "img", "iframe", "link", "object", "embed", "form", "a", "base", "image"}
     for part in ("Verdict", "always the first", "0.480 to 0.520", "McNemar", "300 resamples of 200 reviews"):
         assert part in page.text
+
+
+def test_p_values_are_never_shown_as_zero_and_large_numbers_whole():
+    assert [format_p(p) for p in (0.0004, 0.001, 0.25, None)] == ["< 0.001", "0.001", "0.250", "–"]
+    assert [format_plain(x) for x in (0.5, 9.96, 10.2, 1234.5)] == ["0.500", "9.960", "10", "1,234"]
 
 
 def test_a_moment_is_shown_to_the_minute():

@@ -176,6 +176,8 @@ def page_environment() -> Environment:
         "figure": format_figure,
         "interval": format_interval,
         "moment": format_moment,
+        "p_value": format_p,
+        "plain": format_plain,
         "percent": format_percent,
         "signed": format_signed,
     }
@@ -192,6 +194,16 @@ def format_figure(value: float | None) -> str:
         Three decimals, or a dash.
     """
     return "–" if value is None else f"{value:.3f}".replace("-", "−")
+
+
+def format_p(value: float | None) -> str:
+    """Write a p-value: three decimals, never 0."""
+    return "< 0.001" if value is not None and value < 0.001 else format_figure(value)
+
+
+def format_plain(value: float) -> str:
+    """Write a number of any size: whole from 10 on, three decimals below."""
+    return f"{value:,.0f}" if abs(value) >= 10 else format_figure(value)
 
 
 def format_moment(value: str) -> str:
