@@ -8,7 +8,7 @@ BASE ?= google/flan-t5-base
 RECIPE ?= druglib
 OUT ?= runs/$(RECIPE)
 
-.PHONY: setup test torture lock browser lint types imports train demo bench clean
+.PHONY: setup test torture lock browser lint types imports train demo bench reproduce clean
 
 setup: $(SETUP)
 
@@ -60,6 +60,10 @@ train: setup
 demo: setup
 	rm -rf runs/demo
 	$(BIN)/rxtone demo --out runs/demo
+
+# Full-size quality: both recipes, 5 seeds, the official split; fills docs/quality.md. Needs the hub, or BASE=bundled.
+reproduce: setup
+	$(BIN)/python -m benchmarks.reproduce --base $(BASE)
 
 # Speed and memory beside the peers; takes hours at full size. Needs ../shared for shapes and texts.
 bench: setup

@@ -188,6 +188,7 @@ def test_config_commands_print_what_they_promise(rxtone):
     assert rxtone("config", "list")[1].split() == [
         "demo",
         "druglib",
+        "druglib-aspects",
         "druglib-mini",
         "druglib-tutorial",
         "laptop",

@@ -54,6 +54,7 @@ def train(
     from rxtone import seeds as over_seeds
     from rxtone.model.base import quiet_transformers
     from rxtone.model.host import prepare_host
+    from rxtone.run import RunFolder
     from rxtone.stopping import stop_on_signals
 
     quiet_transformers()
@@ -85,6 +86,11 @@ def train(
         return
     if evaluation is not None:
         print_metrics(evaluation.metrics)
+    for name in resolved.aspects:
+        metrics = RunFolder(folder).aspect(name).evaluation / "metrics.json"
+        if metrics.is_file():
+            print(f"\naspect {name}: {folder}/adapters/{name}")
+            print_metrics(json.loads(metrics.read_text("utf-8")))
     environment = json.loads((folder / "environment.json").read_text("utf-8"))["training"]
     if environment["reviews_per_second"]:
         print(

@@ -105,8 +105,8 @@ def data_audit(
     out: Annotated[Path | None, typer.Option("--out", help="Folder for audit.json and audit.html.")] = None,
 ) -> None:
     """Tell what is wrong with a recipe's data: repeats, leaks, conflicts, shares, lengths, words, suspects."""
+    from rxtone.auditing import audit_recipe
     from rxtone.config import load_recipe
-    from rxtone.judging import audit_recipe
 
     audit = audit_recipe(load_recipe(recipe, overrides or []), out, Path(recipe).stem)
     if as_json:

@@ -229,6 +229,12 @@ class EvaluationConfig(Group):
     behaviour: bool = False
     """Also ask the behavioural suite (negation, "none", sarcasm, typing errors ...); the labels must be
     positive and negative, with or without neutral."""
+    slice_by: list[str] = []
+    """Columns (a drug, a condition) by whose values the figures are given, too, where a value has 30 reviews or more;
+    one that the table lacks is noted in the report."""
+    texts: bool = False
+    """Show the most confident errors and the suspect labels with their text in the report, the words that drove an
+    error marked. Off: row numbers only, so that the page may be passed on."""
     reload_check: bool = True
     """Prove in a fresh process that the saved adapter gives what was trained."""
 
@@ -240,6 +246,16 @@ class TrackConfig(Group):
     """Write TensorBoard events into the run folder (extra `tensorboard`)."""
     mlflow: str | None = None
     """MLflow tracking URI (extra `track`)."""
+
+
+class AspectConfig(Group):
+    """A further question to the same reviews, answered by an adapter of its own on the same base."""
+
+    label: LabelConfig
+    template: str
+    """Prompt of a review with fields, as `prompt.template`."""
+    text_template: str
+    """Prompt of a review that is one free text, as `prompt.text_template`."""
 
 
 class Recipe(Group):
@@ -254,6 +270,8 @@ class Recipe(Group):
     """Further tasks for the same adapter, by name."""
     evaluation: EvaluationConfig = EvaluationConfig()
     track: TrackConfig = TrackConfig()
+    aspects: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$")], AspectConfig] = {}
+    """Name -> further question; its adapter goes to `adapters/<name>` of the run."""
 
     @model_validator(mode="after")
     def _weights_name_the_labels(self) -> Recipe:
@@ -277,6 +295,32 @@ class Recipe(Group):
             )
             raise ValueError(msg)
         return self
+
+
+def aspect_recipe(recipe: Recipe, name: str) -> Recipe:
+    """The recipe of one aspect alone: its label and its prompts, all else as in the main task.
+
+    Args:
+        recipe: The whole recipe.
+        name: One of its aspects.
+
+    Returns:
+        A recipe without aspects. Weights by label word, the noise of the rating, auxiliary tasks and the behavioural
+        suite are the main task's and left out.
+    """
+    aspect = recipe.aspects[name]
+    words = {"template": aspect.template, "text_template": aspect.text_template}
+    own: dict[str, Any] = {"rating_noise": None}
+    if isinstance(recipe.train.class_weights, dict):
+        own["class_weights"] = None
+    values = recipe.model_dump(mode="json")
+    values["data"]["label"] = aspect.label.model_dump(mode="json")
+    values["prompt"] |= words
+    values["train"] |= own
+    values["evaluation"]["behaviour"] = False
+    values["aspects"] = {}
+    values["auxiliary"] = {}
+    return check_recipe(values, f"aspect {name}")
 
 
 def shipped_recipes() -> list[str]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from rxtone.artefacts import environment_record, write_evaluation
 from rxtone.classifier import load, make_spec, prompt_builder, token_id, write_spec, write_validation
-from rxtone.config import Recipe, dump_recipe, load_recipe
+from rxtone.config import Recipe, aspect_recipe, dump_recipe, load_recipe
 from rxtone.data.rules import parse_rule
 from rxtone.data.soft_labels import soft_labels
 from rxtone.errors import RunError
@@ -23,7 +23,7 @@ from rxtone.model.lora import AdapterSummary, add_adapter, peft_state, save_adap
 from rxtone.model.scoring import Scorer, label_token_ids, log_probabilities, plan_scorer, score_dataset
 from rxtone.preparation import Prepared, label_indexes, prepare, truncation_record, with_free_text
 from rxtone.reload import check_reload
-from rxtone.run import RunFolder, atomic_folder, truncate_log, write_json, write_text
+from rxtone.run import RunFolder, atomic_folder, create_run, truncate_log, write_json, write_text
 from rxtone.run_lock import hold_run
 from rxtone.stats.policy import fit_policy
 from rxtone.stats.validation import ValidationScores
@@ -88,7 +88,14 @@ class Evaluated:
     report: Path
 
 
-StoryEvent = Event | DataReady | AdapterReady | Reloaded | Evaluated
+@dataclass(frozen=True)
+class AspectStarted:
+    """The main task is done; the adapter of an aspect begins."""
+
+    name: str
+
+
+StoryEvent = Event | AspectStarted | DataReady | AdapterReady | Reloaded | Evaluated
 
 
 def train(recipe: Recipe, out: Path, *, resume: bool = False, stop: Stop | None = None) -> Iterator[StoryEvent]:
@@ -101,7 +108,8 @@ def train(recipe: Recipe, out: Path, *, resume: bool = False, stop: Stop | None 
         stop: A wish to stop, looked at between two steps; then all is saved and the iterator ends.
 
     Yields:
-        What happened, in order: data, adapter, steps, validations, checkpoints, reload, evaluation.
+        What happened, in order: data, adapter, steps, validations, checkpoints, reload, evaluation; then the same
+        for each aspect.
 
     Raises:
         RxtoneError: With the branch that says what was wrong; what was saved before stays usable.
@@ -109,17 +117,28 @@ def train(recipe: Recipe, out: Path, *, resume: bool = False, stop: Stop | None 
     stop = stop or Stop()
     check_trackers(recipe)
     with hold_run(out, resume=resume) as run:
-        if resume:
-            _check_same_recipe(run, recipe)
-        if not run.finished():
-            yield from _train_adapter(recipe, run, stop)
-        if stop.wanted():
-            return
-        if recipe.evaluation.enabled and not (run.evaluation / "metrics.json").is_file():
-            prepared = prepare(recipe.data, recipe.train.seed)
-            classifier = load(run.adapter, base=_local_base(recipe))
-            evaluation = judge(classifier, recipe, prepared)
-            yield Evaluated(evaluation, write_evaluation(run, classifier, recipe, prepared, evaluation))
+        yield from _train_run(recipe, run, stop, resume=resume)
+        for name in recipe.aspects:
+            if stop.wanted():
+                return
+            yield AspectStarted(name)
+            aspect = run.aspect(name)
+            create_run(aspect.path, resume=resume)
+            yield from _train_run(aspect_recipe(recipe, name), aspect, stop, resume=resume)
+
+
+def _train_run(recipe: Recipe, run: RunFolder, stop: Stop, *, resume: bool) -> Iterator[StoryEvent]:
+    if resume:
+        _check_same_recipe(run, recipe)
+    if not run.finished():
+        yield from _train_adapter(recipe, run, stop)
+    if stop.wanted():
+        return
+    if recipe.evaluation.enabled and not (run.evaluation / "metrics.json").is_file():
+        prepared = prepare(recipe.data, recipe.train.seed)
+        classifier = load(run.adapter, base=_local_base(recipe))
+        evaluation = judge(classifier, recipe, prepared)
+        yield Evaluated(evaluation, write_evaluation(run, classifier, recipe, prepared, evaluation))
 
 
 def _train_adapter(recipe: Recipe, run: RunFolder, stop: Stop) -> Iterator[StoryEvent]:
