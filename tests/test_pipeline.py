@@ -27,6 +27,7 @@ def test_the_run_folder_holds_what_the_design_says(tiny_run):
         "config.yaml", "data.json", "environment.json", "metrics.jsonl",
         "adapter/README.md", "adapter/adapter_config.json", "adapter/adapter_model.safetensors",
         "adapter/classifier.json", "adapter/manifest.json", "adapter/tokenizer.json",
+        "adapter/validation.json",
         "evaluation/metrics.json", "evaluation/predictions.parquet", "evaluation/report.html",
         "evaluation/confusion-counts.png", "evaluation/confusion-share.png",
     }  # fmt: skip

@@ -7,6 +7,7 @@ and their rule, the truncation and the identity of the base. What is served is w
 from __future__ import annotations
 
 import importlib.metadata
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib import resources
@@ -33,7 +34,8 @@ from rxtone.model.base import (
     resolve_precision,
 )
 from rxtone.model.batches import ReviewDataset
-from rxtone.model.lora import load_adapter, merge
+from rxtone.model.ensemble import Ensemble
+from rxtone.model.lora import load_adapter, load_adapters, merge
 from rxtone.model.runtimes import EXPORT, ExportedModel, open_exported, read_export
 from rxtone.model.scoring import (
     LabelTokens,
@@ -43,8 +45,10 @@ from rxtone.model.scoring import (
     plan_scorer,
     score_dataset,
 )
-from rxtone.run import CLASSIFIER, write_json
+from rxtone.run import CLASSIFIER, ENSEMBLE, VALIDATION, write_json, write_text
+from rxtone.stats.abstention import PrecisionThreshold, fit_conformal, precision_threshold
 from rxtone.stats.policy import Policy, plain_policy, policy_from_dict
+from rxtone.stats.validation import ValidationScores, validation_from_dict
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -55,6 +59,8 @@ FORMAT = 1
 SPEC_BYTES = 4 << 20
 """Longer files are none of ours."""
 PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
+NOTHING_SURE = 1.01
+"""A least confidence that no answer reaches."""
 VERSIONED = ("rxtone", "torch", "transformers", "peft", "tokenizers")
 
 
@@ -100,12 +106,15 @@ class Prediction:
         probabilities: Label -> calibrated probability; they sum to 1.
         truncated: Whether the prompt did not hold the whole review.
         abstained: Whether the classifier was asked to hold back when unsure, and did.
+        label_set: The labels that hold the true one as often as asked for (`with_coverage`); None where
+            nothing was asked for.
     """
 
     label: str
     probabilities: dict[str, float]
     truncated: bool
     abstained: bool = False
+    label_set: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -135,6 +144,9 @@ class Classifier:
         prompts: Turns a review into token ids.
         label_tokens: The labels in the base's tokens.
         policy: How scores become answers.
+        validation: Scores of the validation rows, for `with_target_precision` and `with_coverage`; None where the
+            folder does not hold them.
+        label_sets: Whether predictions name the policy's label sets.
     """
 
     model: torch.nn.Module
@@ -144,6 +156,8 @@ class Classifier:
     prompts: PromptBuilder
     label_tokens: LabelTokens
     policy: Policy
+    validation: ValidationScores | None = None
+    label_sets: bool = False
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -181,11 +195,13 @@ class Classifier:
                 dict(zip(self.labels, (float(p) for p in row), strict=True)),
                 bool(truncated),
                 bool(abstained),
+                label_set,
             )
-            for label, row, truncated, abstained in zip(
-                decisions.predicted, decisions.probabilities, scores.truncated, decisions.abstained, strict=True
+            for label, row, truncated, abstained, label_set in zip(
+                decisions.predicted, decisions.probabilities, scores.truncated, decisions.abstained,
+                self._label_sets(decisions.probabilities), strict=True,
             )
-        ]
+        ]  # fmt: skip
 
     def with_min_confidence(self, min_confidence: float) -> Classifier:
         """The same classifier with another bound below which answers are marked as abstained.
@@ -196,9 +212,63 @@ class Classifier:
         Returns:
             A classifier that shares the model.
         """
-        policy = replace(self.policy, min_confidence=min_confidence)
+        return self._with_policy(replace(self.policy, min_confidence=min_confidence))
+
+    def with_target_precision(self, target: float) -> tuple[Classifier, PrecisionThreshold | None]:
+        """The same classifier, answering only where enough answers were right on the validation rows.
+
+        Args:
+            target: The share of answers that should be right, in 0..1.
+
+        Returns:
+            The classifier, and how its bound was found: certified where the lower confidence bound reaches the
+            target, else the share alone does. None where nothing reaches it; then every answer is withheld.
+
+        Raises:
+            ModelError: If the folder holds no scores of validation rows.
+        """
+        known = self._validation()
+        answers = self.policy.decide(known.log_probs)
+        right = answers.predicted == known.classes
+        found = precision_threshold(answers.confidence, right, target)
+        if found is None:
+            found = precision_threshold(answers.confidence, right, target, certify=False)
+        return self.with_min_confidence(NOTHING_SURE if found is None else found.threshold), found
+
+    def with_coverage(self, level: float) -> Classifier:
+        """The same classifier, naming for each review the labels that hold the true one as often as asked for.
+
+        Args:
+            level: The share of reviews whose set shall hold the true label, in 0..1.
+
+        Returns:
+            A classifier that shares the model; its predictions have `label_set`.
+
+        Raises:
+            ModelError: If the folder holds no scores of validation rows.
+        """
+        known = self._validation()
+        sets = fit_conformal(self.policy.calibration.probabilities(known.log_probs), known.classes, level=level)
+        return replace(self._with_policy(replace(self.policy, conformal=sets)), label_sets=True)
+
+    def _with_policy(self, policy: Policy) -> Classifier:
         spec = self.spec.model_copy(update={"policy": policy.to_dict()})
         return replace(self, policy=policy, spec=spec)
+
+    def _validation(self) -> ValidationScores:
+        if self.validation is None:
+            msg = (
+                f"no {VALIDATION} beside this adapter, so a target or a coverage cannot be fitted; train again with "
+                "this rxtone, or use --min-confidence"
+            )
+            raise ModelError(msg)
+        return self.validation
+
+    def _label_sets(self, probabilities: np.ndarray) -> Sequence[tuple[str, ...] | None]:
+        if not self.label_sets or self.policy.conformal is None:
+            return [None] * len(probabilities)
+        inside = self.policy.conformal.sets(probabilities)
+        return [tuple(label for label, is_in in zip(self.labels, row, strict=True) if is_in) for row in inside]
 
     def score(self, reviews: Sequence[Review], *, batch_size: int = 32) -> Scores:
         """Log-probabilities of all labels for n reviews (see `Scores`)."""
@@ -220,7 +290,7 @@ class Classifier:
             float64, shape (n, k): log-probabilities over the labels, before calibration.
         """
         dataset = ReviewDataset(prompts)
-        if isinstance(self.model, ExportedModel):
+        if isinstance(self.model, ExportedModel | Ensemble):
             scores = self.model.score(dataset, batch_size)
         else:
             scores = score_dataset(
@@ -312,6 +382,8 @@ def load(
             raise RecipeError(msg)
         return load_exported(Path(path), device=device, engine=engine)
     folder = adapter_folder(path)
+    if (folder / ENSEMBLE).is_file():
+        return load_ensemble(folder, base=base, precision=precision, device=device, engine=engine)
     read_adapter(folder)
     spec = read_spec(folder, recipe)
     place = torch.device(device) if device is not None else default_device()
@@ -330,7 +402,73 @@ def load(
     if merged:
         model = cast(merge(model), precision)  # type: ignore[arg-type]  # a PeftModel
     tokenizer = load_tokenizer(str(folder)) if (folder / "tokenizer.json").is_file() else loaded.tokenizer
-    return make_classifier(model, tokenizer, spec, engine, int8=int8)
+    return replace(make_classifier(model, tokenizer, spec, engine, int8=int8), validation=read_validation(folder, spec))
+
+
+def load_ensemble(
+    folder: Path,
+    *,
+    base: str | None = None,
+    precision: str | None = None,
+    device: str | torch.device | None = None,
+    engine: str = "fast",
+) -> Classifier:
+    """Load the ensemble that `rxtone train --seeds` wrote: several adapters on one base.
+
+    Args:
+        folder: A folder with ensemble.json.
+        base: Where the base is now (see `load`).
+        precision: Precision of the base; None takes that of the training where the device has it.
+        device: Where to compute; None chooses.
+        engine: The forward (see `load`).
+
+    Returns:
+        The classifier; its probabilities are the mean of its members'.
+
+    Raises:
+        ModelError: If a member is missing, damaged, or was trained for something else.
+    """
+    members = _members(folder)
+    spec = read_spec(folder)
+    for member in members:
+        read_adapter(member)
+        theirs = read_spec(member)
+        same = (theirs.labels, theirs.prompt, theirs.text_fields, theirs.base)
+        if same != (spec.labels, spec.prompt, spec.text_fields, spec.base):
+            msg = f"{member}: its labels, prompt or base are not those of the ensemble {folder}; train the seeds again"
+            raise ModelError(msg)
+    place = torch.device(device) if device is not None else default_device()
+    if base is None:
+        check_foreign_base(str(spec.base["name"]), folder)
+    name = base or str(spec.base["name"])
+    revision = spec.base.get("revision") if base is None else None
+    check_identity(spec.base, identify(name, revision))
+    chosen = resolve_precision(precision or _precision_here(spec.precision, place), place)
+    loaded = load_base(name, revision=revision, precision=chosen, device=place)
+    adapted, names = load_adapters(loaded.model, members)
+    tokens = label_token_ids(loaded.tokenizer, spec.labels, token_id(loaded.model, "eos_token_id"))
+    made = make_classifier(Ensemble(adapted, names, tokens, engine), loaded.tokenizer, spec, "reference")
+    return replace(made, validation=read_validation(folder, spec))
+
+
+def _members(folder: Path) -> list[Path]:
+    try:
+        listed = json.loads((folder / ENSEMBLE).read_text("utf-8"))["members"]
+        members = [(folder / str(member)).resolve() for member in listed]
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        msg = f"{folder / ENSEMBLE}: cannot be used: {error}; train the seeds again"
+        raise ModelError(msg) from None
+    outside = [member for member in members if not member.is_relative_to(folder.resolve().parent)]
+    if outside:
+        msg = f"{folder / ENSEMBLE}: its members lie outside of {folder.resolve().parent}; nothing there is read"
+        raise ModelError(msg)
+    missing = [member for member in members if not member.is_dir()]
+    if missing or not members:
+        msg = (
+            f"{folder / ENSEMBLE}: its member {missing[0] if missing else '(none)'} is missing; keep the seeds together"
+        )
+        raise ModelError(msg)
+    return members
 
 
 def load_exported(folder: Path, *, device: str | torch.device | None = None, engine: str = "fast") -> Classifier:
@@ -350,7 +488,8 @@ def load_exported(folder: Path, *, device: str | torch.device | None = None, eng
     record, spec, tokenizer = read_export(folder), read_spec(folder), load_tokenizer(str(folder))
     place = torch.device(device) if device is not None else default_device()
     tokens = label_token_ids(tokenizer, spec.labels, record.eos)
-    return make_classifier(open_exported(folder, record, tokenizer, tokens, place), tokenizer, spec, engine)
+    model = open_exported(folder, record, tokenizer, tokens, place)
+    return replace(make_classifier(model, tokenizer, spec, engine), validation=read_validation(folder, spec))
 
 
 def zero_shot(recipe: Recipe, *, device: str | torch.device | None = None) -> Classifier:
@@ -415,6 +554,34 @@ def write_spec(folder: Path, spec: ClassifierSpec) -> None:
     write_json(folder / CLASSIFIER, spec.model_dump(mode="json"))
 
 
+def write_validation(folder: Path, scores: ValidationScores) -> None:
+    """Write the scores of the validation rows beside classifier.json."""
+    write_text(folder / VALIDATION, json.dumps(scores.to_dict(), allow_nan=False) + "\n")
+
+
+def read_validation(folder: Path, spec: ClassifierSpec) -> ValidationScores | None:
+    """Read the scores of the validation rows.
+
+    Args:
+        folder: An adapter folder or an export.
+        spec: What classifier.json holds.
+
+    Returns:
+        The scores; None where there are none.
+
+    Raises:
+        ModelError: If the file is damaged.
+    """
+    path = folder / VALIDATION
+    if not path.is_file():
+        return None
+    try:
+        return validation_from_dict(json.loads(path.read_text("utf-8")), len(spec.labels))
+    except (ValueError, TypeError, AttributeError, OSError) as error:
+        msg = f"{path}: cannot be used: {error}; copy the adapter folder again"
+        raise ModelError(msg) from None
+
+
 def read_spec(folder: Path, recipe: Recipe | None = None) -> ClassifierSpec:
     """Read classifier.json, or make its like from a recipe for a plain PEFT folder.
 
@@ -471,6 +638,10 @@ def adapter_folder(path: str | Path) -> Path:
     given = Path(path)
     if (given / "adapter_config.json").is_file():
         return given
+    if (given / ENSEMBLE).is_file():
+        return given
+    if (given / "ensemble" / ENSEMBLE).is_file():
+        return given / "ensemble"
     if (given / "adapter").is_dir():
         return given / "adapter"
     bundled = Path(str(resources.files("rxtone") / "bundled" / "adapters"))

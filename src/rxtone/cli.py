@@ -17,7 +17,7 @@ from rxtone import cli_explain as explaining
 from rxtone import cli_judge as judge
 from rxtone import cli_work as work
 from rxtone.cli_doctor import doctor
-from rxtone.cli_options import LogJsonOption, SetOption, load_classifier, print_metrics
+from rxtone.cli_options import LogJsonOption, SetOption, load_classifier, print_metrics, print_seeds
 from rxtone.errors import RecipeError, RxtoneError
 
 app = typer.Typer(
@@ -46,10 +46,12 @@ def train(
     overrides: SetOption = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder of the run.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue what is in --out.")] = False,
+    seeds: Annotated[int, typer.Option(min=1, help="Train so many seeds, and their ensemble.")] = 1,
     log_json: LogJsonOption = False,
 ) -> None:
     """Train an adapter, prove that it reloads, evaluate it on held-out reviews, write a report."""
     from rxtone import api, config, pipeline, progress
+    from rxtone import seeds as over_seeds
     from rxtone.model.base import quiet_transformers
     from rxtone.model.host import prepare_host
     from rxtone.stopping import stop_on_signals
@@ -63,14 +65,24 @@ def train(
     folder = out or api.default_out(Path(recipe).stem)
     with stop_on_signals() as stop:
         evaluation, interrupted = None, False
+        story = (
+            over_seeds.train_seeds(resolved, folder, seeds, resume=resume, stop=stop)
+            if seeds > 1
+            else pipeline.train(resolved, folder, resume=resume, stop=stop)
+        )
         try:
-            evaluation = progress.show(pipeline.train(resolved, folder, resume=resume, stop=stop), as_json=log_json)
+            evaluation = progress.show(story, as_json=log_json)
         except KeyboardInterrupt:
             interrupted = True
         if interrupted or stop.wanted():
-            again = f"rxtone train {recipe} ... --out {folder} --resume"
+            more = f" --seeds {seeds}" if seeds > 1 else ""
+            again = f"rxtone train {recipe} ... --out {folder}{more} --resume"
             print(f"interrupted; the last checkpoint is kept, continue with: {again}", file=sys.stderr)
             raise typer.Exit(stop.exit_code())
+    if seeds > 1:
+        print_seeds(json.loads((folder / "seeds.json").read_text("utf-8")))
+        print(f"run: {folder}")
+        return
     if evaluation is not None:
         print_metrics(evaluation.metrics)
     environment = json.loads((folder / "environment.json").read_text("utf-8"))["training"]
@@ -91,7 +103,7 @@ def demo(
     from rxtone.config import cache_dir
     from rxtone.data.tables import read_table
 
-    train("demo", overrides, out)
+    train("demo", overrides, out, resume=False)
     classifier = load_classifier(str(out), None, None)
     table = read_table("sample:test", cache_dir()).frame.head(5)
     columns = list(classifier.spec.text_fields.values())

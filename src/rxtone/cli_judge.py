@@ -10,10 +10,14 @@ import typer
 
 from rxtone.cli_options import (
     BaseOption,
+    ConfidenceOption,
+    CoverageOption,
     PrecisionOption,
     RecipeOption,
     RunArgument,
     SetOption,
+    TargetOption,
+    decided,
     load_classifier,
     print_metrics,
 )
@@ -27,6 +31,10 @@ def evaluate(
     table: Annotated[str, typer.Argument(help="A labelled table.")],
     as_json: JsonOption = False,
     mode: Annotated[str, typer.Option(help="score, or generate: free generation, for comparison.")] = "score",
+    behaviour: Annotated[bool, typer.Option("--behaviour", help="Ask the behavioural suite, too.")] = False,
+    min_confidence: ConfidenceOption = None,
+    target_precision: TargetOption = None,
+    coverage: CoverageOption = None,
     base: BaseOption = None,
     recipe: RecipeOption = None,
     precision: PrecisionOption = None,
@@ -37,9 +45,10 @@ def evaluate(
         raise RecipeError(msg)
     from rxtone.judging import judge_table
 
-    classifier = load_classifier(run, base, recipe, precision)
-    own = load_classifier(run, base, recipe) if precision not in {None, classifier.spec.precision} else None
-    evaluation = judge_table(classifier, Path(run), table, mode=mode, own=own)
+    loaded = load_classifier(run, base, recipe, precision)
+    own = load_classifier(run, base, recipe) if precision not in {None, loaded.spec.precision} else None
+    classifier = decided(loaded, min_confidence, target_precision, coverage)
+    evaluation = judge_table(classifier, Path(run), table, mode=mode, behaviour=behaviour, own=own)
     if as_json:
         print(json.dumps(evaluation.metrics, indent=2, allow_nan=False))
     else:
@@ -74,11 +83,12 @@ def drift(
     run: RunArgument,
     table: Annotated[str, typer.Argument(help="New reviews; labels are not read.")],
     as_json: JsonOption = False,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for drift.json and drift.html.")] = None,
 ) -> None:
     """Tell whether new reviews differ from those the run was evaluated on."""
     from rxtone.judging import drift_of
 
-    found = drift_of(load_classifier(run, None, None), Path(run), table)
+    found = drift_of(load_classifier(run, None, None), Path(run), table, out)
     if as_json:
         print(json.dumps(found, indent=2, allow_nan=False))
         return
@@ -92,12 +102,13 @@ def data_audit(
     recipe: Annotated[str, typer.Argument(help="The recipe whose tables are audited.")],
     overrides: SetOption = None,
     as_json: JsonOption = False,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for audit.json and audit.html.")] = None,
 ) -> None:
-    """Tell what is wrong with a recipe's data: repeats, leaks, conflicts, shares, lengths, words."""
+    """Tell what is wrong with a recipe's data: repeats, leaks, conflicts, shares, lengths, words, suspects."""
     from rxtone.config import load_recipe
     from rxtone.judging import audit_recipe
 
-    audit = audit_recipe(load_recipe(recipe, overrides or []))
+    audit = audit_recipe(load_recipe(recipe, overrides or []), out, Path(recipe).stem)
     if as_json:
         print(json.dumps(audit.to_dict(), indent=2, allow_nan=False))
         return

@@ -10,15 +10,22 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rxtone.cli_options import BaseOption, LogJsonOption, PrecisionOption, RecipeOption, RunArgument, load_classifier
+from rxtone.cli_options import (
+    BaseOption,
+    ConfidenceOption,
+    CoverageOption,
+    LogJsonOption,
+    PrecisionOption,
+    RecipeOption,
+    RunArgument,
+    TargetOption,
+    decided,
+    load_classifier,
+)
 from rxtone.errors import RecipeError
 
 if TYPE_CHECKING:
     from rxtone.classifier import Classifier
-
-ConfidenceOption = Annotated[
-    float | None, typer.Option(min=0.0, max=1.0, help="Mark less probable answers as abstained.")
-]
 
 
 def predict(
@@ -29,6 +36,8 @@ def predict(
     as_json: Annotated[bool, typer.Option("--json", help="With --text: print JSON.")] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Reviews per batch.")] = 32,
     min_confidence: ConfidenceOption = None,
+    target_precision: TargetOption = None,
+    coverage: CoverageOption = None,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at any bad row instead of naming it aside.")] = False,
     safe_cells: Annotated[bool, typer.Option("--safe-cells", help="Disarm cells a spreadsheet would compute.")] = False,
     restart: Annotated[bool, typer.Option("--restart", help="Drop unfinished parts of another job.")] = False,
@@ -45,8 +54,7 @@ def predict(
 
         check_output(output)
     classifier = load_classifier(run, base, recipe, precision)
-    if min_confidence is not None:
-        classifier = classifier.with_min_confidence(min_confidence)
+    classifier = decided(classifier, min_confidence, target_precision, coverage)
     if inputs and output:
         _predict_tables(classifier, inputs, output, batch_size, strict=strict, safe_cells=safe_cells, restart=restart)
     else:
@@ -81,11 +89,13 @@ def _predict_texts(classifier: Classifier, texts: list[str], *, as_json: bool) -
     predictions = classifier.predict(texts)
     if as_json:
         rows = [asdict(p) | {"score": p.probabilities[p.label]} for p in predictions]
-        print(json.dumps(rows, indent=2))
+        asked = [{k: v for k, v in row.items() if k != "label_set" or v is not None} for row in rows]
+        print(json.dumps(asked, indent=2))
         return
     for prediction in predictions:
         shares = "  ".join(f"{label} {p:.3f}" for label, p in prediction.probabilities.items())
         marks = "\t(not sure)" if prediction.abstained else ""
+        marks += f"\tamong {', '.join(prediction.label_set)}" if prediction.label_set else ""
         print(f"{prediction.label}\t{shares}{marks}" + ("\t(cut to fit the prompt)" if prediction.truncated else ""))
 
 

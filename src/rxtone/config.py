@@ -22,6 +22,9 @@ from rxtone.errors import RecipeError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+SENTIMENT = frozenset({"positive", "neutral", "negative"})
+"""The labels that the behavioural suite knows."""
+
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[int, Field(gt=0)]
 
@@ -65,6 +68,8 @@ class DataConfig(Group):
     says that its figures are on validation rows."""
     group_by: str | None = None
     """Column whose rows stay on one side of every split (a drug, a patient)."""
+    split_seed: Annotated[int, Field(ge=0)] | None = None
+    """Seed of the split; null takes `train.seed`. Runs that differ in `train.seed` alone then share their rows."""
     text_fields: dict[str, str]
     """Name shown in the prompt -> column."""
     label: LabelConfig
@@ -221,6 +226,9 @@ class EvaluationConfig(Group):
     operating_point: Literal["argmax", "macro_f1"] = "argmax"
     """`argmax` answers with the most probable label; `macro_f1` adds an offset per label, tuned on
     validation rows. Both are reported."""
+    behaviour: bool = False
+    """Also ask the behavioural suite (negation, "none", sarcasm, typing errors ...); the labels must be
+    positive and negative, with or without neutral."""
     reload_check: bool = True
     """Prove in a fresh process that the saved adapter gives what was trained."""
 
@@ -257,6 +265,17 @@ class Recipe(Group):
             if getattr(self.train, key) and self.train.loss != "label_ce":
                 msg = f"train.{key}: only with train.loss=label_ce, got loss {self.train.loss!r}"
                 raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
+    def _behaviour_needs_sentiment(self) -> Recipe:
+        labels = list(self.data.label.rule)
+        if self.evaluation.behaviour and not {"positive", "negative"} <= set(labels) <= SENTIMENT:
+            msg = (
+                "evaluation.behaviour: the suite judges labels positive, (neutral,) negative, got "
+                f"{', '.join(labels)}; set it to false"
+            )
+            raise ValueError(msg)
         return self
 
 

@@ -10,17 +10,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from rxtone.classifier import zero_shot
+from rxtone.classifier import prompt_builder, zero_shot
 from rxtone.config import cache_dir
 from rxtone.data.audit import AuditPart, audit
 from rxtone.data.reviews import parse_rule, read_reviews
 from rxtone.data.tables import read_table
-from rxtone.errors import DataError
-from rxtone.evaluation.baselines import Baseline, fit_baselines, unavailable_baselines
+from rxtone.errors import DataError, ModelError, RecipeError
+from rxtone.evaluation.baselines import Baseline, cross_fitted, fit_baselines, unavailable_baselines
+from rxtone.evaluation.behaviour import is_sentiment, judge_behaviour
 from rxtone.evaluation.compare import compare_classifiers
 from rxtone.evaluation.drift import drift
 from rxtone.evaluation.evaluate import Evaluation, evaluate, evaluate_outputs, predictions_frame
+from rxtone.evaluation.pages import render_audit, render_drift
 from rxtone.evaluation.report import render_comparison
+from rxtone.model.base import load_tokenizer
 from rxtone.preparation import SEEN, TEST, free_text, text_hash
 from rxtone.run import (
     EvaluationFolder,
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
     from rxtone.classifier import Classifier, ClassifierSpec, Prediction
     from rxtone.config import Recipe
     from rxtone.data.audit_result import Audit
+    from rxtone.data.prompts import PromptBuilder
     from rxtone.data.reviews import Review
     from rxtone.data.tables import Table
     from rxtone.preparation import Prepared
@@ -72,11 +76,19 @@ def judge(classifier: Classifier, recipe: Recipe, prepared: Prepared) -> Evaluat
         evaluation.metrics["free_text"] = evaluate(
             classifier, texts, split_name=prepared.held_out_name, policy=classifier.policy
         ).metrics
+    if recipe.evaluation.behaviour:
+        evaluation.metrics["behaviour"] = judge_behaviour(classifier, batch_size=recipe.evaluation.batch_size)
     return evaluation
 
 
 def judge_table(
-    classifier: Classifier, folder: Path, source: str, *, mode: str = "score", own: Classifier | None = None
+    classifier: Classifier,
+    folder: Path,
+    source: str,
+    *,
+    mode: str = "score",
+    behaviour: bool = False,
+    own: Classifier | None = None,
 ) -> Evaluation:
     """Judge a classifier on another labelled table.
 
@@ -85,13 +97,21 @@ def judge_table(
         folder: Its run or adapter folder, where data.json is looked for.
         source: The table.
         mode: `score`, or `generate` for comparison: outputs that are no label count as errors.
+        behaviour: Whether to ask the behavioural suite, too.
         own: The same run in its own precision, if `classifier` is in another: what changes is reported.
 
     Returns:
         The evaluation. Rows that repeat a training text are counted in `training_rows`, and the split
         is then not called a test.
+
+    Raises:
+        RecipeError: If the suite is asked of labels that are no sentiment scale.
     """
     spec = classifier.spec
+    if behaviour and not is_sentiment(spec.labels):
+        known = ", ".join(spec.labels)
+        msg = f"--behaviour: the suite judges labels positive, (neutral,) negative; this run knows {known}"
+        raise RecipeError(msg)
     table = read_table(source, cache_dir())
     reviews = _labelled(spec, table)
     record = _data_record(folder)
@@ -108,6 +128,8 @@ def judge_table(
             policy=classifier.policy,
             baselines=_refitted(classifier, record, reviews),
         )
+    if behaviour:
+        evaluation.metrics["behaviour"] = judge_behaviour(classifier)
     evaluation.metrics["training_rows"] = repeats if record else None
     evaluation.metrics["table"] = {"source": table.path, "sha256": table.sha256, "rows": len(reviews)}
     if own is not None:
@@ -179,13 +201,14 @@ def compare_runs(classifiers: Mapping[str, Classifier], source: str, out: Path |
     return comparison
 
 
-def drift_of(classifier: Classifier, folder: Path, source: str) -> dict[str, Any]:
+def drift_of(classifier: Classifier, folder: Path, source: str, out: Path | None = None) -> dict[str, Any]:
     """Compare the predictions for new reviews with those of the run's evaluation.
 
     Args:
         classifier: The run's classifier.
         folder: Its run folder.
         source: A table with the run's text columns.
+        out: Folder for drift.json and drift.html, made where missing; None writes nothing.
 
     Returns:
         What `rxtone.evaluation.drift.drift` gives.
@@ -201,28 +224,65 @@ def drift_of(classifier: Classifier, folder: Path, source: str) -> dict[str, Any
     scores = classifier.score(reviews)
     decisions = classifier.policy.decide(scores.log_probs)
     current = predictions_frame(reviews, classifier.labels, decisions, scores)
-    return drift(pl.read_parquet(reference), current, classifier.labels)
+    found = drift(pl.read_parquet(reference), current, classifier.labels)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        page = render_drift({
+            "title": folder.name,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "table": source,
+            "drift": found,
+            "commands": [f"rxtone drift {folder} {source} --out {out}"],
+        })  # fmt: skip
+        write_text(out / "drift.html", page)
+        write_json(out / "drift.json", found)
+    return found
 
 
-def audit_recipe(recipe: Recipe) -> Audit:
-    """Audit the tables of a recipe, without any model.
+def audit_recipe(recipe: Recipe, out: Path | None = None, name: str = "recipe") -> Audit:
+    """Audit the tables of a recipe; a linear model, cross-fitted, points at suspect labels.
 
     Args:
         recipe: Names the tables, the fields and the label rule.
+        out: Folder for audit.json and audit.html, made where missing; None writes nothing.
+        name: What the recipe is called, for the page.
 
     Returns:
-        What was found in each table and between them.
+        What was found in each table and between them; lengths only where the base's tokenizer is at hand.
     """
     data = recipe.data
     rule = parse_rule(data.label.rule)
+    builder, notes = _builder(recipe)
     parts = {}
-    for name, source in (("train", data.train), ("test", data.test)):
+    for part, source in (("train", data.train), ("test", data.test)):
         if source is not None:
             table = read_table(source, cache_dir())
             reviews = read_reviews(table, data.text_fields, data.label.column, rule, data.group_by, every_label=False)
-            parts[name] = AuditPart(table, reviews)
+            prompts = None if builder is None else builder.build_many(reviews)
+            parts[part] = AuditPart(table, reviews, prompts, cross_fitted(reviews, rule.labels))
     groups = [data.group_by] if data.group_by else []
-    return audit(parts, text_fields=data.text_fields, label_column=data.label.column, rule=rule, group_columns=groups)
+    found = audit(parts, text_fields=data.text_fields, label_column=data.label.column, rule=rule, group_columns=groups)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        page = render_audit({
+            "title": name,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "audit": found.to_dict(),
+            "commands": [f"rxtone data audit {name} --set data.train={data.train} --out {out}"],
+            "notes": notes,
+        })  # fmt: skip
+        write_text(out / "audit.html", page)
+        write_json(out / "audit.json", found.to_dict())
+    return found
+
+
+def _builder(recipe: Recipe) -> tuple[PromptBuilder | None, list[str]]:
+    """The prompts of a recipe, where its base's tokenizer can be had; else why not."""
+    try:
+        tokenizer = load_tokenizer(recipe.model.base, recipe.model.revision)
+    except ModelError as error:
+        return None, [f"Lengths in tokens and cuts were not counted: {error}"]
+    return prompt_builder(tokenizer, recipe.prompt, tuple(recipe.data.label.rule)), []
 
 
 def _labelled(spec: ClassifierSpec, table: Table) -> list[Review]:

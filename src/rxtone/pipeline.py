@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rxtone.artefacts import environment_record, write_evaluation
-from rxtone.classifier import load, make_spec, prompt_builder, token_id, write_spec
+from rxtone.classifier import load, make_spec, prompt_builder, token_id, write_spec, write_validation
 from rxtone.config import Recipe, dump_recipe, load_recipe
 from rxtone.data.rules import parse_rule
 from rxtone.data.soft_labels import soft_labels
@@ -26,6 +26,7 @@ from rxtone.reload import check_reload
 from rxtone.run import RunFolder, atomic_folder, truncate_log, write_json, write_text
 from rxtone.run_lock import hold_run
 from rxtone.stats.policy import fit_policy
+from rxtone.stats.validation import ValidationScores
 from rxtone.stopping import Stop
 from rxtone.tracking import check_trackers, open_trackers
 from rxtone.training.checkpoint import newest_checkpoint, read_progress
@@ -150,7 +151,8 @@ def _train_adapter(recipe: Recipe, run: RunFolder, stop: Stop) -> Iterator[Story
     fitted = fit_policy(
         log_probs, data.validation_classes, operating_point=recipe.evaluation.operating_point, seed=recipe.train.seed
     )
-    _save(run, model, base, spec.model_copy(update={"policy": fitted.policy.to_dict()}), pissa_start)
+    known = ValidationScores(log_probs, data.validation_classes)
+    _save(run, model, base, spec.model_copy(update={"policy": fitted.policy.to_dict()}), known, pissa_start)
     check = None
     if recipe.evaluation.reload_check:
         canaries = prepared.validation[:CANARIES]
@@ -219,13 +221,19 @@ def _auxiliary(recipe: Recipe, base: Base, prepared: Prepared, task: str, eos: i
 
 
 def _save(
-    run: RunFolder, model: PeftModel, base: Base, spec: ClassifierSpec, pissa_start: dict[str, Any] | None
+    run: RunFolder,
+    model: PeftModel,
+    base: Base,
+    spec: ClassifierSpec,
+    known: ValidationScores,
+    pissa_start: dict[str, Any] | None,
 ) -> None:
-    """Write the adapter folder whole: PEFT files, tokenizer, classifier.json."""
+    """Write the adapter folder whole: PEFT files, tokenizer, classifier.json, the scores of validation rows."""
     with atomic_folder(run.adapter) as folder:
         save_adapter(model, folder, base.identity.name, pissa_start)
         base.tokenizer.save(str(folder / "tokenizer.json"))
         write_spec(folder, spec)
+        write_validation(folder, known)
 
 
 def _pinned(recipe: Recipe, base: Base) -> Recipe:

@@ -57,7 +57,7 @@ def prepare(data: DataConfig, seed: int, auxiliary: Mapping[str, AuxiliaryTask] 
 
     Args:
         data: The recipe's data group.
-        seed: Seed of the split.
+        seed: Seed of the split, where the recipe has no `split_seed`.
         auxiliary: Further tasks, whose columns are read for the training reviews.
 
     Returns:
@@ -75,7 +75,7 @@ def prepare(data: DataConfig, seed: int, auxiliary: Mapping[str, AuxiliaryTask] 
         reviews,
         validation_fraction=data.validation_fraction,
         test_fraction=0.0 if test_table else data.test_fraction,
-        seed=seed,
+        seed=seed if data.split_seed is None else data.split_seed,
     )
     train, validation = _pick(reviews, split.train), _pick(reviews, split.validation)
     record: dict[str, Any] = {

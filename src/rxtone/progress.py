@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from rxtone.logs import json_line
 from rxtone.pipeline import AdapterReady, DataReady, Evaluated, Reloaded
+from rxtone.seeds import SeedsDone, SeedStarted
 from rxtone.tracking import event_record
 from rxtone.training.loop import EvalDone, MemoryShort, StepDone
 
@@ -19,11 +20,13 @@ if TYPE_CHECKING:
     from rxtone.evaluation.evaluate import Evaluation
     from rxtone.pipeline import StoryEvent
 
+    Shown = StoryEvent | SeedStarted | SeedsDone
+
 PLAIN_EVERY = 10
 """Steps between lines where there is no terminal."""
 
 
-def show(events: Iterable[StoryEvent], *, as_json: bool = False) -> Evaluation | None:
+def show(events: Iterable[Shown], *, as_json: bool = False) -> Evaluation | None:
     """Draw a run while it happens.
 
     Args:
@@ -46,7 +49,7 @@ def show(events: Iterable[StoryEvent], *, as_json: bool = False) -> Evaluation |
     return evaluation
 
 
-def _show_json(events: Iterable[StoryEvent]) -> Evaluation | None:
+def _show_json(events: Iterable[Shown]) -> Evaluation | None:
     evaluation = None
     for event in events:
         if isinstance(event, Evaluated):
@@ -57,7 +60,7 @@ def _show_json(events: Iterable[StoryEvent]) -> Evaluation | None:
     return evaluation
 
 
-def _with_bar(events: Iterable[StoryEvent], console: Console) -> Iterator[StoryEvent]:
+def _with_bar(events: Iterable[Shown], console: Console) -> Iterator[Shown]:
     columns = (
         TextColumn("epoch {task.fields[epoch]:.2f}"), BarColumn(), MofNCompleteColumn(),
         TextColumn("loss {task.fields[loss]:.3f}  lr {task.fields[rate]:.1e}  {task.fields[speed]:.1f} reviews/s"),
@@ -77,7 +80,7 @@ def _with_bar(events: Iterable[StoryEvent], console: Console) -> Iterator[StoryE
             yield event
 
 
-def _with_lines(events: Iterable[StoryEvent]) -> Iterator[StoryEvent]:
+def _with_lines(events: Iterable[Shown]) -> Iterator[Shown]:
     for event in events:
         if isinstance(event, StepDone) and (event.step % PLAIN_EVERY == 0 or event.step in {1, event.total_steps}):
             print(
@@ -89,7 +92,7 @@ def _with_lines(events: Iterable[StoryEvent]) -> Iterator[StoryEvent]:
         yield event
 
 
-def _line(event: StoryEvent) -> str | None:
+def _line(event: Shown) -> str | None:
     if isinstance(event, DataReady):
         parts = []
         for name, part in event.record["splits"].items():
@@ -120,6 +123,10 @@ def _line(event: StoryEvent) -> str | None:
             f"notice: memory was too short at step {event.step}; from here each batch is computed in {event.parts} "
             "parts that are added up: the same steps, only slower"
         )
+    if isinstance(event, SeedStarted):
+        return f"seed {event.seed} ({event.number} of {event.of})"
+    if isinstance(event, SeedsDone):
+        return f"seeds: {event.page}"
     if isinstance(event, Reloaded):
         check = event.check
         return (

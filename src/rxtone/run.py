@@ -95,6 +95,10 @@ class RunFolder:
 
 CLASSIFIER = "classifier.json"
 """What rxtone adds to a PEFT folder."""
+VALIDATION = "validation.json"
+"""Label scores of the validation rows, without text: thresholds are chosen on them after training."""
+ENSEMBLE = "ensemble.json"
+"""The adapters that answer together, by their paths from this file's folder."""
 CARD = "README.md"
 """The model card: for people, rewritten with the figures after evaluation, so no part of the manifest."""
 

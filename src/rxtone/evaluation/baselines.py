@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix, hstack
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedGroupKFold
 
-from rxtone.data.reviews import Review
+from rxtone.data.reviews import Review, dedupe_key
 from rxtone.evaluation.inputs import label_indexes
 
 MAJORITY = "majority"
@@ -87,6 +88,42 @@ def fit_baselines(train: Sequence[Review], held_out: Sequence[Review], labels: S
         Baseline(TFIDF_FIELDS, _TITLES[TFIDF_FIELDS], _linear_predictions(per_field, y, majority)),
         Baseline(TFIDF_TEXT, _TITLES[TFIDF_TEXT], _linear_predictions(whole, y, majority)),
     )
+
+
+def cross_fitted(
+    reviews: Sequence[Review], labels: Sequence[str], *, folds: int = 5, seed: int = 0
+) -> NDArray[np.float64] | None:
+    """Give each review the probabilities of a linear model that has not seen it, nor a repeat of its text.
+
+    Args:
+        reviews: Reviews with labels.
+        labels: The k labels in recipe order.
+        folds: The number of parts, each predicted by a model of the others.
+        seed: Of the parts.
+
+    Returns:
+        Shape (n, k), rows sum to 1; None where a label has fewer reviews than there are folds.
+
+    Raises:
+        DataError: If a review has no label or an unknown one.
+    """
+    y = label_indexes(reviews, labels)
+    if np.bincount(y, minlength=len(labels)).min() < folds:
+        return None
+    number: dict[str, int] = {}
+    texts = [number.setdefault(dedupe_key(review), len(number)) for review in reviews]
+    names = sorted({name for review in reviews for name, _ in review.fields})
+    columns = [[_field(review, name) for review in reviews] for name in names] + [[r.text or "" for r in reviews]]
+    found = np.zeros((len(reviews), len(labels)))
+    for train, out in StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(y, y, texts):
+        split = [([column[i] for i in train], [column[i] for i in out]) for column in columns]
+        pairs = [pair for pair in (_tfidf(*one) for one in split) if pair is not None]
+        if not pairs or len(np.unique(y[train])) < len(labels):
+            return None
+        model = LogisticRegression(C=1.0, class_weight="balanced", max_iter=1000)
+        model.fit(hstack([seen for seen, _ in pairs], format="csr"), y[train])
+        found[out] = model.predict_proba(hstack([unseen for _, unseen in pairs], format="csr"))
+    return found
 
 
 def _field(review: Review, name: str) -> str:

@@ -161,6 +161,29 @@ def interval_figure(
     return figure
 
 
+def pairs_figure(names: Sequence[str], before: Sequence[float], now: Sequence[float]) -> Figure:
+    """Draw shares before and now as pairs of bars.
+
+    Args:
+        names: What each pair is.
+        before: Shares in the reference.
+        now: Shares in what is compared.
+
+    Returns:
+        The bars, the first pair on top.
+    """
+    figure, axes = _figure(4.6, 0.55 * len(names) + 1.2)
+    rows = np.arange(len(names))
+    axes.barh(rows - 0.19, before, height=0.34, color=FAINT, label="evaluation")
+    axes.barh(rows + 0.19, now, height=0.34, color=BLUE, label="now")
+    axes.set_yticks(rows, [_short(name) for name in names], parse_math=False)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    _finish(axes, "share of the reviews", "")
+    axes.tick_params(axis="y", length=0)
+    axes.legend(frameon=False, labelcolor=INK, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+    return figure
+
+
 def reliability_figure(bins: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
     """Draw accuracy against confidence; calibrated probabilities lie on the diagonal.
 

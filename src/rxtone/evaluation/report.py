@@ -89,6 +89,8 @@ class ComparisonContext(TypedDict):
     """What a reader should know before trusting the figures, in sentences."""
     seeds: NotRequired[Mapping[str, Mapping[str, Any]]]
     """Run -> `n`, `mean`, `sd`, `interval` of macro-F1 over seeds, where several were trained."""
+    seed_verdicts: NotRequired[Sequence[str]]
+    """What the seeds show, in sentences."""
 
 
 def render_report(context: ReportContext) -> str:
@@ -103,7 +105,7 @@ def render_report(context: ReportContext) -> str:
     metrics = context["metrics"]
     rows = [{"title": "this classifier", "metrics": metrics, "unavailable": None}, *_beside(metrics)]
     return (
-        _environment()
+        page_environment()
         .get_template("report.html.j2")
         .render(
             context=context,
@@ -129,7 +131,7 @@ def render_comparison(context: ComparisonContext) -> str:
     rows = [{"title": name, "metrics": metrics, "unavailable": None} for name, metrics in comparison["runs"].items()]
     rows += _beside(comparison)
     return (
-        _environment()
+        page_environment()
         .get_template("comparison.html.j2")
         .render(
             context=context,
@@ -160,7 +162,8 @@ def confident_errors(predictions: pl.DataFrame, count: int = 10) -> list[Example
     ]
 
 
-def _environment() -> Environment:
+def page_environment() -> Environment:
+    """The templates of this package: escaping, strict about names, with the filters for figures."""
     # StrictUndefined: a misspelt key must fail here, not leave a gap in the page.
     environment = Environment(
         loader=PackageLoader("rxtone.evaluation", "."),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from peft import LoraConfig, TaskType
 from safetensors import SafetensorError, safe_open
@@ -111,7 +111,7 @@ def _config(values: dict[str, Any], path: Path) -> LoraConfig:
         check(key, plain, "module names with numbers")
         patterns[key] = pattern
     return LoraConfig(
-        task_type=TaskType.SEQ_2_SEQ_LM, r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets,
+        task_type=TaskType.SEQ_2_SEQ_LM, r=cast("int", rank), lora_alpha=cast("int", alpha), lora_dropout=dropout, target_modules=targets,
         bias="none", use_rslora=values.get("use_rslora", False), use_dora=values.get("use_dora", False),
         init_lora_weights=start, rank_pattern=patterns["rank_pattern"], alpha_pattern=patterns["alpha_pattern"],
         inference_mode=True,
@@ -139,7 +139,7 @@ def _check_weights(folder: Path, config: LoraConfig) -> None:
             raise ModelError(msg)
         if ".lora_A." in name:
             ranks.add(shape[0])
-    said = {config.r, *config.rank_pattern.values()}
+    said = {config.r, *(config.rank_pattern or {}).values()}
     if not ranks or not ranks <= said or max(said) > max(ranks):
         msg = (
             f"{folder}: its config and its weights do not fit together: r says {_ranks(said)}, the weights have "

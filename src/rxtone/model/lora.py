@@ -180,9 +180,9 @@ def save_adapter(
     (folder / CONFIG).write_text(json.dumps(plain, indent=2, default=str) + "\n", "utf-8")
 
 
-def peft_state(model: PeftModel) -> dict[str, torch.Tensor]:
-    """The adapter's tensors under PEFT's own names."""
-    state: dict[str, torch.Tensor] = get_peft_model_state_dict(model, save_embedding_layers=False)
+def peft_state(model: PeftModel, name: str = "default") -> dict[str, torch.Tensor]:
+    """The tensors of one adapter under PEFT's own names."""
+    state: dict[str, torch.Tensor] = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
     return {name: tensor.detach().clone() for name, tensor in state.items()}
 
 
@@ -212,6 +212,37 @@ def load_adapter(model: T5ForConditionalGeneration, folder: Path) -> PeftModel:
     return adapted
 
 
+def load_adapters(model: T5ForConditionalGeneration, folders: Sequence[Path]) -> tuple[PeftModel, tuple[str, ...]]:
+    """Put several saved adapters on one base, side by side.
+
+    Args:
+        model: The base they all belong to.
+        folders: PEFT folders with safetensors weights, at least one.
+
+    Returns:
+        The adapted model, in evaluation mode, and the name of each adapter on it; the first is active.
+
+    Raises:
+        ModelError: If a folder is no LoRA adapter or does not fit the base.
+    """
+    adapted = load_adapter(model, folders[0])
+    names = ["default"]
+    for index, folder in enumerate(folders[1:], start=1):
+        read_adapter(folder)
+        name = f"member{index}"
+        try:
+            with _known_peft_warning():
+                adapted.load_adapter(str(folder), adapter_name=name, is_trainable=False)
+        except (RuntimeError, ValueError, KeyError, TypeError) as error:
+            reason = " ".join(str(error).split())[:300]
+            msg = f"{folder}: the adapter does not fit the base: {reason}"
+            raise ModelError(msg) from None
+        _check_loaded(adapted, folder, name)
+        names.append(name)
+    adapted.eval()
+    return adapted, tuple(names)
+
+
 def merge(model: PeftModel) -> T5ForConditionalGeneration:
     """Fold the adapter into the base weights; load the base in fp32 first, since merging in bf16 drifts."""
     with _known_peft_warning():
@@ -229,9 +260,9 @@ def _known_peft_warning() -> Iterator[None]:
         yield
 
 
-def _check_loaded(model: PeftModel, folder: Path) -> None:
+def _check_loaded(model: PeftModel, folder: Path, name: str = "default") -> None:
     """PEFT warns, and goes on with a random adapter, where keys do not match: compare instead."""
-    saved, loaded = load_file(folder / WEIGHTS), peft_state(model)
+    saved, loaded = load_file(folder / WEIGHTS), peft_state(model, name)
     if saved.keys() != loaded.keys():
         odd = sorted(saved.keys() ^ loaded.keys())[0]
         msg = f"{folder}: the adapter does not fit the base, first at {odd}"

@@ -140,7 +140,8 @@ def predict_tables(
     columns = _common_columns(scans)
     job = Job(
         inputs=tuple(scan.sha256 for scan in scans), classifier=fingerprint(classifier),
-        columns=output_columns(columns, classifier.labels), suffix=suffix, chunk_rows=chunk_rows,
+        columns=output_columns(columns, classifier.labels, sets=classifier.label_sets),
+        suffix=suffix, chunk_rows=chunk_rows,
         safe_cells=safe_cells, min_confidence=min_confidence,
     )  # fmt: skip
     progress = _Progress(sum(scan.rows for scan in scans), time.perf_counter())
@@ -189,7 +190,7 @@ def predict_table(
     table = read_table(source, cache_dir())
     reviews = read_reviews(table, classifier.spec.text_fields, None, None)
     predictions = classifier.predict(reviews, batch_size=batch_size, min_confidence=min_confidence)
-    write_table(with_predictions(table.frame, predictions, classifier.labels), output)
+    write_table(with_predictions(table.frame, predictions, classifier.labels, sets=classifier.label_sets), output)
     return table.frame.height
 
 
@@ -280,4 +281,4 @@ def _label(
 ) -> pl.DataFrame:
     reviews = read_reviews(Table(source, chunk.frame, ""), classifier.spec.text_fields, None, None)
     predictions = classifier.predict(reviews, batch_size=batch_size, min_confidence=min_confidence)
-    return with_predictions(chunk.frame, predictions, classifier.labels)
+    return with_predictions(chunk.frame, predictions, classifier.labels, sets=classifier.label_sets)

@@ -26,13 +26,16 @@ FORMULA = r"^\s*[=+\-@＝＋－＠]|^[\t\r\n]"
 PLAIN_NUMBER = rf"^{_NUMBER}$"
 
 
-def with_predictions(frame: pl.DataFrame, predictions: Sequence[Prediction], labels: Sequence[str]) -> pl.DataFrame:
+def with_predictions(
+    frame: pl.DataFrame, predictions: Sequence[Prediction], labels: Sequence[str], *, sets: bool = False
+) -> pl.DataFrame:
     """Put predictions beside their rows.
 
     Args:
         frame: n rows.
         predictions: Their n predictions.
         labels: The labels in the recipe's order.
+        sets: Whether `label_set` is added, its labels joined by `|`.
 
     Returns:
         The rows with `label, score, p_<label>..., truncated, abstained`; an own column of such a name is
@@ -51,13 +54,16 @@ def with_predictions(frame: pl.DataFrame, predictions: Sequence[Prediction], lab
             "truncated": pl.Boolean, "abstained": pl.Boolean,
         },
     )  # fmt: skip
+    if sets:
+        joined = ["|".join(prediction.label_set or ()) for prediction in predictions]
+        added = added.with_columns(pl.Series("label_set", joined, dtype=pl.String))
     return pl.concat([frame.rename(_renamed(frame.columns, added.columns)), added], how="horizontal")
 
 
-def output_columns(columns: Sequence[str], labels: Sequence[str]) -> tuple[str, ...]:
+def output_columns(columns: Sequence[str], labels: Sequence[str], *, sets: bool = False) -> tuple[str, ...]:
     """The columns that `with_predictions` gives for input columns and labels."""
     nothing = pl.DataFrame(schema=dict.fromkeys(columns, pl.String))
-    return tuple(with_predictions(nothing, [], labels).columns)
+    return tuple(with_predictions(nothing, [], labels, sets=sets).columns)
 
 
 def _renamed(columns: Sequence[str], added: Sequence[str]) -> dict[str, str]:

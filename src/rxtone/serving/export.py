@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, TypedDict, cast
 
 import numpy as np
 
-from rxtone.classifier import Classifier, adapter_folder, load, load_exported, write_spec
+from rxtone.classifier import Classifier, adapter_folder, load, load_exported, write_spec, write_validation
 from rxtone.config import cache_dir
 from rxtone.data.reviews import Review, read_reviews
 from rxtone.data.tables import read_table
 from rxtone.errors import GateError, RecipeError
 from rxtone.model.export_weights import check_format, special_ids, write_weights
 from rxtone.model.runtimes import EXPORT, Format
-from rxtone.run import CARD, atomic_folder, write_json
+from rxtone.run import CARD, ENSEMBLE, atomic_folder, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -123,6 +123,9 @@ def export(
     if (Path(run) / EXPORT).is_file():
         msg = f"{run}: is an export already; name the run that it came from"
         raise RecipeError(msg)
+    if (Path(run) / ENSEMBLE).is_file() or (Path(run) / "ensemble" / ENSEMBLE).is_file():
+        msg = f"{run}: an ensemble of adapters has no single model to export; name one of its seeds"
+        raise RecipeError(msg)
     if folder.exists():
         msg = f"-o {folder}: expected a new folder, this one exists; choose another, or remove it first"
         raise RecipeError(msg)
@@ -186,6 +189,8 @@ def _write(classifier: Classifier, folder: Path, form: Format, precision: str) -
     )  # fmt: skip
     stored = "bf16" if precision == "bf16" else "fp32"
     write_spec(folder, classifier.spec.model_copy(update={"precision": stored}))
+    if classifier.validation is not None:
+        write_validation(folder, classifier.validation)
     write_json(folder / EXPORT, opening)
     return opening
 

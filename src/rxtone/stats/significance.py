@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import binom, t, ttest_ind, ttest_rel
+from scipy.stats import binom, t, ttest_1samp, ttest_ind, ttest_rel
 
 from rxtone.stats.bootstrap import Bootstrap, metric_names, metric_table
 from rxtone.stats.intervals import LEVEL, bca_intervals, bca_p_values
@@ -195,6 +195,28 @@ def seed_gain(values: Sequence[float], others: Sequence[float], *, paired: bool 
     if noise < 1e-12:  # seeds that change nothing leave no noise to exceed; the tests would divide by 0
         return SeedGain(gain, (gain, gain), 0.0 if gain else 1.0, bool(gain))
     return _t_gain(a, b, gain, paired)
+
+
+def seed_gain_over(values: Sequence[float], fixed: float) -> SeedGain:
+    """Tell whether a recipe beats something that has no seed (a zero-shot base) by more than its seeds' noise.
+
+    Args:
+        values: One figure per seed of the recipe.
+        fixed: The figure of what it is compared with.
+
+    Returns:
+        The gain of the mean, by a one-sample t-test.
+    """
+    a = np.asarray(values, dtype=np.float64)
+    gain = float(a.mean() - fixed)
+    if len(a) < 2:
+        return SeedGain(gain, None, None, False)
+    if np.ptp(a) < 1e-12:  # as in `seed_gain`
+        return SeedGain(gain, (gain, gain), 0.0 if gain else 1.0, bool(gain))
+    found = ttest_1samp(a, fixed)
+    ends = found.confidence_interval(LEVEL)
+    low, high = float(ends.low) - fixed, float(ends.high) - fixed
+    return SeedGain(gain, (low, high), float(found.pvalue), low > 0 or high < 0)
 
 
 def _t_gain(a: NDArray[np.float64], b: NDArray[np.float64], gain: float, paired: bool) -> SeedGain:
