@@ -111,8 +111,8 @@ def _config(values: dict[str, Any], path: Path) -> LoraConfig:
         check(key, plain, "module names with numbers")
         patterns[key] = pattern
     return LoraConfig(
-        task_type=TaskType.SEQ_2_SEQ_LM, r=cast("int", rank), lora_alpha=cast("int", alpha), lora_dropout=dropout, target_modules=targets,
-        bias="none", use_rslora=values.get("use_rslora", False), use_dora=values.get("use_dora", False),
+        task_type=TaskType.SEQ_2_SEQ_LM, r=cast("int", rank), lora_alpha=cast("int", alpha), lora_dropout=dropout,
+        target_modules=targets, bias="none", use_rslora=values.get("use_rslora", False), use_dora=values.get("use_dora", False),
         init_lora_weights=start, rank_pattern=patterns["rank_pattern"], alpha_pattern=patterns["alpha_pattern"],
         inference_mode=True,
     )  # fmt: skip
