@@ -33,12 +33,11 @@ def test_a_log_line_carries_what_it_is_given_and_no_message_of_an_exception(caps
     before = (logger.handlers, logger.level, logger.propagate)
     try:
         logs.start_logging(as_json=True)
-        try:
+        with pytest.raises(KeyError) as caught:
             raise KeyError("zebrafish")
-        except KeyError as error:
-            place = logs.place(error)
-            assert [line.endswith(" in " + "test_a_log_line_carries_what_it_is_given_and_no_message_of_an_exception")
-                    for line in logs.stack(error)] == [True]  # fmt: skip
+        place = logs.place(caught.value)
+        (line_of_stack,) = logs.stack(caught.value)
+        assert line_of_stack.endswith(" in test_a_log_line_carries_what_it_is_given_and_no_message_of_an_exception")
         logging.getLogger("rxtone.serving").info("refused", extra={"id": "a1", "status": 422, "place": place})
         line = json.loads(capsys.readouterr().err)
         assert {key: line[key] for key in ("level", "message", "id", "status", "logger")} == {

@@ -112,7 +112,8 @@ def _config(values: dict[str, Any], path: Path) -> LoraConfig:
         patterns[key] = pattern
     return LoraConfig(
         task_type=TaskType.SEQ_2_SEQ_LM, r=cast("int", rank), lora_alpha=cast("int", alpha), lora_dropout=dropout,
-        target_modules=targets, bias="none", use_rslora=values.get("use_rslora", False), use_dora=values.get("use_dora", False),
+        target_modules=targets, bias="none",
+        use_rslora=values.get("use_rslora", False), use_dora=values.get("use_dora", False),
         init_lora_weights=start, rank_pattern=patterns["rank_pattern"], alpha_pattern=patterns["alpha_pattern"],
         inference_mode=True,
     )  # fmt: skip
