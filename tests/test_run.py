@@ -1,7 +1,11 @@
 import json
+import resource
 from pathlib import Path
 
+import polars as pl
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from rxtone.errors import RunError
 from rxtone.run import (
@@ -129,3 +133,62 @@ def test_the_log_survives_a_cut_line_and_can_be_cut_back(tmp_path):
     truncate_log(log, 2)
     assert read_json_lines(log) == [{"step": 1, "loss": None}, {"step": 2, "loss": None}]
     assert read_json_lines(tmp_path / "none") == []
+
+
+@pytest.fixture
+def room_for_300_bytes():
+    """Every file of this process; Python ignores the signal, so that the write fails as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+FRAME = pl.DataFrame({"text": [f"{number:080d}" for number in range(200)]})
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path: path.write_bytes(b"x" * 1000),
+        lambda path: FRAME.write_parquet(path),
+        lambda path: FRAME.lazy().sink_parquet(path),
+        lambda path: FRAME.write_ndjson(path),
+        lambda path: save_file({"a": torch.rand(2000)}, path),
+    ],
+)
+def test_a_full_disk_is_one_message_whoever_writes(tmp_path, room_for_300_bytes, write):
+    (tmp_path / "out").write_text("old")
+    with (
+        pytest.raises(RunError, match="out: cannot be written: .*File too large"),
+        atomic_path(tmp_path / "out") as path,
+    ):
+        write(path)
+    assert (tmp_path / "out").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_full_disk_in_a_folder_keeps_the_old_one(tmp_path, room_for_300_bytes):
+    with atomic_folder(tmp_path / "adapter") as folder:
+        (folder / "a").write_text("old")
+    with (
+        pytest.raises(RunError, match="adapter: cannot be written: .*File too large"),
+        atomic_folder(tmp_path / "adapter") as folder,
+    ):
+        save_file({"a": torch.rand(2000)}, folder / "a")
+    assert (tmp_path / "adapter" / "a").read_text() == "old"
+    assert whole(tmp_path / "adapter")
+
+
+def test_a_full_disk_ends_a_log_line_in_one_message(tmp_path, room_for_300_bytes):
+    with pytest.raises(RunError, match=r"log\.jsonl: cannot be written"):
+        for _ in range(100):
+            append_json_line(tmp_path / "log.jsonl", {"step": 1})
+
+
+@pytest.mark.parametrize("name", ["../outside", "/dev/zero", "folder"])
+def test_a_manifest_that_names_what_is_elsewhere_is_not_followed(tmp_path, name):
+    (tmp_path / "outside").write_text("x")
+    (tmp_path / "made" / "folder").mkdir(parents=True)
+    write_json(tmp_path / "made" / "manifest.json", {name: file_sha256(tmp_path / "outside")})
+    assert not whole(tmp_path / "made")

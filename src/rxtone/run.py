@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from polars.exceptions import ComputeError
 from safetensors import SafetensorError
 
 from rxtone.errors import RunError
@@ -31,7 +32,8 @@ MANIFEST_BYTES = 1 << 20
 LOCK = ".lock"
 """Held by the process that works in a run folder (see `rxtone.run_lock`)."""
 DISK_ERRORS = (OSError, SafetensorError)
-"""What a disk that refuses raises; safetensors has a type of its own for it."""
+"""What a disk that refuses raises; safetensors has a type of its own for it. Polars' is that of any failed query,
+so its words are looked at too."""
 
 
 @dataclass(frozen=True)
@@ -240,6 +242,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.replace(path)
         _sync(path.parent)
     except DISK_ERRORS as error:
+        raise RunError(_refused(path, error)) from None
+    except ComputeError as error:
+        if "os error" not in str(error):
+            raise
         raise RunError(_refused(path, error)) from None
     finally:
         temporary.unlink(missing_ok=True)

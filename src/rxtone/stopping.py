@@ -46,15 +46,17 @@ class Stop:
         finally:
             self._waits -= 1
 
-    def ask(self, number: int, _frame: FrameType | None = None) -> None:
+    def ask(self, number: int, frame: FrameType | None = None) -> None:
         """A signal handler.
 
         Args:
             number: The signal.
+            frame: What was interrupted; not needed.
 
         Raises:
             KeyboardInterrupt: Where nothing needs to be finished first.
         """
+        del frame
         self._signal = number
         if not self._waits:
             raise KeyboardInterrupt

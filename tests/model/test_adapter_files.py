@@ -60,6 +60,8 @@ def test_our_own_is_read(adapter):
         ({"init_lora_weights": "loftq"}, "init_lora_weights: expected true, false"),
         ({"use_dora": "yes"}, "use_dora: expected true or false"),
         ({"task_type": "CAUSAL_LM"}, "task_type: expected SEQ_2_SEQ_LM"),
+        ({"task_type": {"a": 1}}, "task_type: expected SEQ_2_SEQ_LM, got {'a': 1}"),
+        ({"init_lora_weights": []}, "init_lora_weights: expected true, false"),
         ({"peft_type": ["LORA"]}, "expected a LoRA adapter"),
     ],
 )  # fmt: skip

@@ -41,7 +41,9 @@ class Forks:
             text=True,
             env=environment,
         )
-        assert self._process.stdout.readline() == "ready\n"
+        if self._process.stdout.readline() != "ready\n":
+            self.__exit__()
+            raise AssertionError("the process that forks did not start; its message is on standard error")
         return self
 
     def __exit__(self, *_):

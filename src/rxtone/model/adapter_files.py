@@ -91,7 +91,8 @@ def _config(values: dict[str, Any], path: Path) -> LoraConfig:
             raise ModelError(msg)
 
     rank, alpha, dropout = values.get("r"), values.get("lora_alpha"), values.get("lora_dropout", 0.0)
-    check("task_type", values.get("task_type") in {"SEQ_2_SEQ_LM", None}, "SEQ_2_SEQ_LM")
+    # Tuples, not sets: what a config holds may have no hash.
+    check("task_type", values.get("task_type") in ("SEQ_2_SEQ_LM", None), "SEQ_2_SEQ_LM")
     check("r", _whole(rank), "a whole number from 1")
     check("lora_alpha", _number(alpha, 1e6), "a positive number")
     check("lora_dropout", _number(dropout, 1.0, least=0.0), "a number from 0 to 1")
@@ -111,9 +112,9 @@ def _config(values: dict[str, Any], path: Path) -> LoraConfig:
         check(key, plain, "module names with numbers")
         patterns[key] = pattern
     return LoraConfig(
-        task_type=TaskType.SEQ_2_SEQ_LM, r=cast("int", rank), lora_alpha=cast("int", alpha),
-        lora_dropout=dropout, target_modules=targets,
-        bias="none", use_rslora=values.get("use_rslora", False), use_dora=values.get("use_dora", False),
+        task_type=TaskType.SEQ_2_SEQ_LM, r=cast("int", rank), lora_alpha=cast("int", alpha), lora_dropout=dropout,
+        target_modules=targets, bias="none",
+        use_rslora=values.get("use_rslora", False), use_dora=values.get("use_dora", False),
         init_lora_weights=start, rank_pattern=patterns["rank_pattern"], alpha_pattern=patterns["alpha_pattern"],
         inference_mode=True,
     )  # fmt: skip

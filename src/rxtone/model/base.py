@@ -102,6 +102,13 @@ def native_bf16(device: torch.device) -> bool:
 def resolve_precision(precision: str, device: torch.device) -> str:
     """`auto` -> `bf16` where native, else `fp32`; a precision by name as it is.
 
+    Args:
+        precision: `auto`, `fp32`, `bf16` or `fp16`.
+        device: Where it is to compute.
+
+    Returns:
+        `fp32`, `bf16` or `fp16`.
+
     Raises:
         RecipeError: If there is no such precision.
     """
