@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from rxtone import cli_judge as judge
+from rxtone import cli_sweep
 from rxtone import cli_work as work
 from rxtone.cli_options import SetOption, load_classifier, print_metrics
 from rxtone.errors import RecipeError, RxtoneError
@@ -31,6 +32,7 @@ app.add_typer(config_app, name="config")
 
 for command in (judge.evaluate, work.predict, judge.compare, judge.drift, work.serve, work.export, work.push):
     app.command()(command)
+app.command()(cli_sweep.sweep)
 data_app.command("audit")(judge.data_audit)
 data_app.command("corrections")(work.data_corrections)
 

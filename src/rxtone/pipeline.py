@@ -118,7 +118,7 @@ def _train_adapter(recipe: Recipe, run: RunFolder) -> Iterator[StoryEvent]:
     device = default_device()
     base = load_base(recipe.model.base, revision=recipe.model.revision, precision=recipe.model.precision, device=device)
     spec = make_spec(recipe, base.identity.to_json(), base.precision)
-    data, truncation = _tokenise(recipe, base, prepared)
+    data, truncation = tokenise(recipe, base, prepared)
     model, summary = add_adapter(base.model, recipe.lora, recipe.train.seed)
     pissa_start = peft_state(model) if recipe.lora.variant == "pissa" else None
     checkpoint = newest_checkpoint(run.checkpoints)
@@ -127,7 +127,7 @@ def _train_adapter(recipe: Recipe, run: RunFolder) -> Iterator[StoryEvent]:
     write_text(run.config, dump_recipe(_pinned(recipe, base)))
     write_json(run.data, prepared.record | {"truncation": truncation})
     yield DataReady(prepared.record | {"truncation": truncation})
-    scorer, notice = _scorer(model, recipe)
+    scorer, notice = scorer_for(model, recipe)
     engine = "reference" if scorer is model else "fast"
     yield AdapterReady(summary, base.precision, str(device), engine, notice, resumed)
     trackers = open_trackers(run, recipe)
@@ -135,7 +135,7 @@ def _train_adapter(recipe: Recipe, run: RunFolder) -> Iterator[StoryEvent]:
         for track in trackers:
             track(event)
         yield event
-    log_probs = log_probabilities(_validation_scores(scorer, data))
+    log_probs = log_probabilities(validation_scores(scorer, data))
     fitted = fit_policy(
         log_probs, data.validation_classes, operating_point=recipe.evaluation.operating_point, seed=recipe.train.seed
     )
@@ -148,19 +148,31 @@ def _train_adapter(recipe: Recipe, run: RunFolder) -> Iterator[StoryEvent]:
     write_json(run.environment, environment_record(run, base, summary, check) | {"policy": fitted.to_dict()})
 
 
-def _scorer(model: PeftModel, recipe: Recipe) -> tuple[Scorer, str | None]:
+def scorer_for(model: PeftModel, recipe: Recipe) -> tuple[Scorer, str | None]:
+    """What computes for a recipe, and why the fast engine does not where it was asked for."""
     if recipe.train.engine == "fast" and recipe.train.gradient_checkpointing:
         return model, "gradient_checkpointing is transformers' own"
     return plan_scorer(model, recipe.train.engine)
 
 
-def _validation_scores(scorer: Scorer, data: TrainingData) -> np.ndarray:
+def validation_scores(scorer: Scorer, data: TrainingData) -> np.ndarray:
+    """Label scores of the validation reviews: float64, shape (n, k)."""
     return score_dataset(
         scorer, data.validation, data.label_tokens, batch_size=SCORING_BATCH, pad_token_id=data.pad_token_id
     )
 
 
-def _tokenise(recipe: Recipe, base: Base, prepared: Prepared) -> tuple[TrainingData, dict[str, Any]]:
+def tokenise(recipe: Recipe, base: Base, prepared: Prepared) -> tuple[TrainingData, dict[str, Any]]:
+    """Reviews to tokens.
+
+    Args:
+        recipe: Its prompt group and seed are read.
+        base: Whose tokens.
+        prepared: The split reviews.
+
+    Returns:
+        What the loop learns from and selects by, and per split what was cut.
+    """
     builder = prompt_builder(base.tokenizer, recipe.prompt, prepared.labels)
     eos, pad = token_id(base.model, "eos_token_id"), token_id(base.model, "pad_token_id")
     tokens = label_token_ids(base.tokenizer, prepared.labels, eos)

@@ -1,0 +1,279 @@
+"""A search: space -> trials -> the best few again -> one recipe, with the evidence.
+
+`sweep` yields what happened, as `pipeline.train` does. Repeating the command goes on where it stopped: at
+the first trial that has not ended, or at the first confirming run that has no file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from rxtone.confirmation import FoldJob, candidates, conclude, fold_jobs, keep_fold
+from rxtone.errors import RunError
+from rxtone.evaluation.study_page import render_study
+from rxtone.run import write_text
+from rxtone.space import check_space
+from rxtone.study import (
+    Job,
+    Study,
+    StudyFolder,
+    beat,
+    clear_trial,
+    finish,
+    next_job,
+    open_study,
+    owned,
+    report,
+    write_table,
+)
+from rxtone.tracking import check_trackers
+from rxtone.trials import Bench, Trained, open_bench, run_fold, run_trial
+from rxtone.training.loop import EvalDone, StepDone
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from rxtone.config import Recipe
+    from rxtone.space import Space
+
+
+@dataclass(frozen=True)
+class StudyOpened:
+    """The study is there; `done` of `wanted` settings were tried before (None: the whole grid)."""
+
+    folder: Path
+    done: int
+    wanted: int | None
+
+
+@dataclass(frozen=True)
+class TrialStarted:
+    """A setting is being trained."""
+
+    number: int
+    settings: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class TrialStep:
+    """An optimiser step of a trial."""
+
+    number: int
+    step: StepDone
+
+
+@dataclass(frozen=True)
+class TrialValidated:
+    """A validation of a trial."""
+
+    number: int
+    epoch: float
+    macro_f1: float
+
+
+@dataclass(frozen=True)
+class TrialEnded:
+    """A trial ended: `state` is complete, pruned or failed; `reason` says why it failed."""
+
+    number: int
+    state: str
+    macro_f1: float | None
+    facts: dict[str, Any]
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class FoldDone:
+    """A confirming run ended; `done` of `total` are there."""
+
+    number: int
+    seed: int
+    fold: int
+    macro_f1: float
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class SweepDone:
+    """All is written. `record` is what confirmation.json holds; None where the space asks for no confirmation."""
+
+    folder: StudyFolder
+    record: dict[str, Any] | None
+
+
+SweepEvent = StudyOpened | TrialStarted | TrialStep | TrialValidated | TrialEnded | FoldDone | SweepDone
+
+
+def sweep(
+    space: Space,
+    recipe: Recipe,
+    out: Path,
+    *,
+    storage: str | None = None,
+    trials: int | None = None,
+    together: int = 1,
+    engine: Engine | None = None,
+) -> Iterator[SweepEvent]:
+    """Search a space.
+
+    Args:
+        space: What to search.
+        recipe: What it varies.
+        out: Folder of the study; one that holds this study already is gone on with.
+        storage: An Optuna storage URL that several machines share; None keeps a journal file in `out`.
+        trials: Settings to try; None takes the space's number.
+        together: Settings trained at once through one forward.
+        engine: Where trials run; None runs them here, one after another.
+
+    Yields:
+        What happened.
+
+    Raises:
+        RxtoneError: With the branch that says what was wrong; what ended before is kept.
+    """
+    check_space(space, recipe)
+    check_trackers(recipe)
+    bench = open_bench()
+    prepared = bench.prepared(recipe)  # bad data is no matter of a single trial
+    folder = StudyFolder(out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        msg = f"{out}: cannot make the study folder: {error.strerror}"
+        raise RunError(msg) from None
+    with owned(folder):
+        study = open_study(folder, space, recipe, storage=storage, trials=trials)
+        yield StudyOpened(out, len(study.finished()), study.wanted)
+        record = None
+        try:
+            run = engine or local_engine(bench, together)
+            yield from run.trials(study)
+            if space.confirm is not None:
+                found = candidates(study, space.confirm.top)
+                jobs = fold_jobs(study, found)
+                yield from _confirm(run, jobs)
+                record = conclude(study, found, jobs, prepared)
+        finally:  # Ctrl-C included: what there is can be looked at
+            write_results(study, record)
+        yield SweepDone(folder, record)
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Where work is done.
+
+    Attributes:
+        trials: Study -> events of its trials, until it has what it wanted.
+        folds: Confirming runs to do -> each with its result, in any order.
+    """
+
+    trials: Callable[[Study], Iterator[SweepEvent]]
+    folds: Callable[[list[FoldJob]], Iterator[tuple[FoldJob, Any]]]
+
+
+def local_engine(bench: Bench, together: int = 1) -> Engine:
+    """Run everything in this process.
+
+    Args:
+        bench: What trials share.
+        together: Settings trained at once through one forward.
+
+    Returns:
+        The engine.
+    """
+
+    def trials(study: Study) -> Iterator[SweepEvent]:
+        if together > 1:
+            from rxtone.together import trials_together
+
+            yield from trials_together(study, bench, together)
+            return
+        while (job := next_job(study)) is not None:
+            yield TrialStarted(job.number, job.settings)
+            yield from one_trial(study, bench, job)
+            write_table(study)
+
+    def folds(jobs: list[FoldJob]) -> Iterator[tuple[FoldJob, Any]]:
+        for job in jobs:
+            yield job, run_fold(
+                bench, job.candidate.recipe, seed=job.seed, fold=job.fold, of=job.of, folder=job.path.with_suffix("")
+            )
+
+    return Engine(trials, folds)
+
+
+def one_trial(study: Study, bench: Bench, job: Job) -> Iterator[SweepEvent]:
+    """Train one setting here, watched by the study.
+
+    Args:
+        study: The study.
+        bench: What trials share.
+        job: The setting.
+
+    Yields:
+        Its steps, validations and end. Pruning is ceasing to iterate.
+    """
+    validations: list[float] = []
+    ended: Trained | None = None
+    try:
+        with contextlib.closing(run_trial(bench, job.recipe, clear_trial(study.folder, job.number))) as events:
+            for event in events:
+                if isinstance(event, StepDone):
+                    beat(job)
+                    yield TrialStep(job.number, event)
+                elif isinstance(event, EvalDone):
+                    validations.append(event.validation_macro_f1)
+                    yield TrialValidated(job.number, event.epoch, event.validation_macro_f1)
+                    if report(job, len(validations), event.validation_macro_f1):
+                        break
+                else:
+                    ended = event
+    except Exception as error:  # a setting that cannot be trained is a result of the search, whatever stopped it
+        yield failed(study, job, error)
+        return
+    facts = ended.facts if ended else {}
+    value = ended.macro_f1 if ended else None
+    yield TrialEnded(job.number, finish(study, job, facts=facts, value=value, reason=None), value, facts)
+
+
+def failed(study: Study, job: Job, error: Exception) -> TrialEnded:
+    """Record a trial that could not be trained, with the reason."""
+    name = "" if type(error).__module__.startswith("rxtone") else f"{type(error).__name__}: "
+    reason = name + " ".join(str(error).split())
+    return TrialEnded(job.number, finish(study, job, facts={}, value=None, reason=reason), None, {}, reason)
+
+
+def write_results(study: Study, record: dict[str, Any] | None) -> None:
+    """Write trials.parquet and study.html."""
+    table = write_table(study)
+    page = render_study(
+        {
+            "title": study.folder.path.name,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "keys": list(study.space.parameters),
+            "labels": list(study.recipe.data.label.rule),
+            "search": {
+                "recipe": study.space.recipe, "base": study.recipe.model.base, "training table": study.recipe.data.train,
+                "sampler": study.space.sampler, "pruning": study.space.pruner, "seed": str(study.space.seed),
+            },
+            "wanted": study.wanted,
+            "confirmation": record,
+            "commands": ["rxtone train best.yaml"] if record else [],
+        },
+        table,
+    )  # fmt: skip
+    write_text(study.folder.page, page)
+
+
+def _confirm(engine: Engine, jobs: list[FoldJob]) -> Iterator[SweepEvent]:
+    open_jobs = [job for job in jobs if not job.path.is_file()]
+    done = len(jobs) - len(open_jobs)
+    for job, run in engine.folds(open_jobs):
+        keep_fold(job, run)
+        done += 1
+        yield FoldDone(job.candidate.number, job.seed, job.fold, run.macro_f1, done, len(jobs))
