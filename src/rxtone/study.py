@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 HEARTBEAT_SECONDS = 15.0
 LOST_SECONDS = 600.0
 """A trial on another machine that was silent for so long is taken for lost."""
-REPEATS = 200
+REPEATS = 40
 """Proposals in a row that were tried before, after which the space counts as exhausted."""
 
 
@@ -202,7 +202,8 @@ def open_study(
     _requeue_lost(study)
     if space.sampler == "grid":
         _enqueue_grid(study)
-    write_text(folder.space, yaml.safe_dump(space.model_dump(mode="json"), sort_keys=False))
+    stored = space.model_dump(mode="json") | {"recipe": str(folder.recipe)}  # with the overrides: it can be run again
+    write_text(folder.space, yaml.safe_dump(stored, sort_keys=False))
     write_text(folder.recipe, dump_recipe(recipe))
     return study
 
@@ -352,7 +353,7 @@ def _check_same(folder: StudyFolder, space: Space, recipe: Recipe) -> None:
             msg = f"{folder.path}: expected a new folder or a study, found other files; choose another --out"
             raise RunError(msg)
         return
-    search = {"trials", "confirm"}  # may change: more trials, another confirmation
+    search = {"trials", "confirm", "recipe"}  # more trials and another confirmation are no other study
     before = {k: v for k, v in yaml.safe_load(folder.space.read_text("utf-8")).items() if k not in search}
     now = {k: v for k, v in json.loads(space.model_dump_json()).items() if k not in search}
     changed = [key for key in now if before.get(key) != now[key]]

@@ -41,6 +41,10 @@ if TYPE_CHECKING:
     from rxtone.space import Space
 
 
+HOPELESS = 5
+"""When so many trials fail before one succeeds, the fault is not in their settings."""
+
+
 @dataclass(frozen=True)
 class StudyOpened:
     """The study is there; `done` of `wanted` settings were tried before (None: the whole grid)."""
@@ -193,10 +197,17 @@ def local_engine(bench: Bench, together: int = 1) -> Engine:
 
             yield from trials_together(study, bench, together)
             return
+        reasons: list[str | None] = []
         while (job := next_job(study)) is not None:
             yield TrialStarted(job.number, job.settings)
-            yield from one_trial(study, bench, job)
+            for event in one_trial(study, bench, job):
+                if isinstance(event, TrialEnded):
+                    reasons.append(event.reason)
+                yield event
             write_table(study)
+            if len(reasons) == HOPELESS and all(reasons):
+                msg = f"{study.folder.path}: the first {HOPELESS} trials all failed, the last one: {reasons[-1]}"
+                raise RunError(msg)
 
     def folds(jobs: list[FoldJob]) -> Iterator[tuple[FoldJob, Any]]:
         for job in jobs:
@@ -263,7 +274,8 @@ def write_results(study: Study, record: dict[str, Any] | None) -> None:
             },
             "wanted": study.wanted,
             "confirmation": record,
-            "commands": ["rxtone train best.yaml"] if record else [],
+            "commands": [f"rxtone sweep {study.folder.space} --out NEW_FOLDER"]
+            + ([f"rxtone train {study.folder.best}"] if record else []),
         },
         table,
     )  # fmt: skip

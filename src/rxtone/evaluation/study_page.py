@@ -55,8 +55,10 @@ def render_study(context: StudyContext, table: pl.DataFrame) -> str:
     importance = importances(done, context["keys"]) if table.height else {}
     front = pareto(done) if done.height else []
     best = done.sort("macro_f1", "number", descending=[True, False]).row(0, named=True) if done.height else None
+    environment = page_environment()
+    environment.filters["setting"] = lambda value: f"{value:.4g}" if isinstance(value, float) else str(value)
     return (
-        page_environment()
+        environment
         .get_template("study.html.j2")
         .render(
             context=context,

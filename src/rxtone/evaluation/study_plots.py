@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -64,7 +65,7 @@ def parallel_figure(columns: Mapping[str, Sequence[Any]], values: Sequence[float
     Returns:
         Parallel coordinates, macro-F1 last.
     """
-    figure, axes = axes_of(max(6.0, 1.6 * (len(columns) + 1)), 3.8)
+    figure, axes = axes_of(max(7.0, 1.7 * (len(columns) + 1)), 3.4)
     names = [*columns, "macro-F1"]
     places = [axis_places(list(column)) for column in columns.values()] + [axis_places(list(values))]
     order = np.argsort(values)
@@ -170,21 +171,22 @@ def cost_figure(costs: Sequence[float], values: Sequence[float], front: Sequence
     x, y = np.asarray(costs, dtype=float), np.asarray(values, dtype=float)
     axes.plot(x[~chosen], y[~chosen], "o", color=BLUE, alpha=0.5, markersize=5)
     axes.plot(x[chosen], y[chosen], "o", color=ORANGE, markersize=6)
+    axes.locator_params(axis="x", nbins=4)
     finish_axes(axes, label, "macro-F1")
     return figure
 
 
+@dataclass(frozen=True)
 class Places:
     """Where the values of one axis of the parallel coordinates lie.
 
-    Args:
+    Attributes:
         heights: Height in 0..1 of each trial.
         ticks: Height and text of the marks.
     """
 
-    def __init__(self, heights: Sequence[float], ticks: Sequence[tuple[float, str]]) -> None:
-        self.heights = heights
-        self.ticks = ticks
+    heights: Sequence[float]
+    ticks: Sequence[tuple[float, str]]
 
 
 def axis_places(column: list[Any]) -> Places:
