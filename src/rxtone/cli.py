@@ -60,6 +60,8 @@ def train(
         again = f"rxtone train {recipe} ... --out {folder} --resume"
         print(f"interrupted; the last checkpoint is kept, continue with: {again}", file=sys.stderr)
         raise typer.Exit(130) from None
+    if config.process_place()[0]:
+        return  # one of several processes, and not the one that writes
     if evaluation is not None:
         print_metrics(evaluation.metrics)
     environment = json.loads((folder / "environment.json").read_text("utf-8"))["training"]

@@ -151,7 +151,8 @@ class TrainConfig(Group):
     max_steps: Positive | None = None
     """Stop after so many optimiser steps, whatever the epochs say."""
     per_device_train_batch_size: Positive = 8
-    """Reviews per batch; with `tokens_per_batch`, the size that is aimed at on average."""
+    """Reviews per batch; with `tokens_per_batch`, the size that is aimed at on average. Several processes share
+    each batch: the same step, whatever their number."""
     tokens_per_batch: Positive | None = None
     """Padded tokens per batch: long reviews then come in smaller batches. Null: a fixed count."""
     gradient_accumulation_steps: Positive = 1
@@ -290,6 +291,12 @@ def offline() -> bool:
     """Whether HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE asks for no network."""
     on = {"1", "true", "yes", "on"}
     return any(os.environ.get(name, "").lower() in on for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
+
+
+def process_place() -> tuple[int, int, int]:
+    """Rank, number of processes and rank on this machine, as torchrun and accelerate tell it; else 0, 1, 0."""
+    environment = os.environ
+    return int(environment.get("RANK", 0)), int(environment.get("WORLD_SIZE", 1)), int(environment.get("LOCAL_RANK", 0))
 
 
 def _read_yaml(recipe: str | Path) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from rxtone.stats.policy import fit_policy
 from rxtone.tracking import check_trackers, open_trackers
 from rxtone.training.checkpoint import newest_checkpoint, read_progress
 from rxtone.training.loop import Event, TrainingData, fit
+from rxtone.training.processes import join_processes, leave_processes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
     from rxtone.classifier import ClassifierSpec
     from rxtone.evaluation.evaluate import Evaluation
+    from rxtone.training.processes import Processes
 
 CANARIES = 16
 SCORING_BATCH = 32
@@ -101,11 +103,15 @@ def train(recipe: Recipe, out: Path, *, resume: bool = False) -> Iterator[StoryE
         RxtoneError: With the branch that says what was wrong; what was saved before stays usable.
     """
     check_trackers(recipe)
+    team = join_processes()
+    if not team.first:
+        _follow(recipe, RunFolder(out), team)
+        return
     run = create_run(out, resume=resume)
     if resume:
         _check_same_recipe(run, recipe)
     if not run.finished():
-        yield from _train_adapter(recipe, run)
+        yield from _train_adapter(recipe, run, team)
     if recipe.evaluation.enabled and not (run.evaluation / "metrics.json").is_file():
         prepared = prepare(recipe.data, recipe.train.seed)
         classifier = load(run.adapter, base=_local_base(recipe))
@@ -113,7 +119,22 @@ def train(recipe: Recipe, out: Path, *, resume: bool = False) -> Iterator[StoryE
         yield Evaluated(evaluation, write_evaluation(run, classifier, recipe, prepared, evaluation))
 
 
-def _train_adapter(recipe: Recipe, run: RunFolder) -> Iterator[StoryEvent]:
+def _follow(recipe: Recipe, run: RunFolder, team: Processes) -> None:
+    """The part of every process but the first: compute a share of each step, write nothing."""
+    if run.finished():
+        return
+    prepared = prepare(recipe.data, recipe.train.seed)
+    base = load_base(recipe.model.base, revision=recipe.model.revision, precision=recipe.model.precision)
+    data, _ = tokenise(recipe, base, prepared)
+    model, _ = add_adapter(base.model, recipe.lora, recipe.train.seed)
+    scorer, _ = scorer_for(model, recipe)
+    checkpoint = newest_checkpoint(run.checkpoints)
+    for _ in fit(scorer, data, recipe.train, run.checkpoints, resume_from=checkpoint, processes=team):
+        pass
+    leave_processes()
+
+
+def _train_adapter(recipe: Recipe, run: RunFolder, team: Processes) -> Iterator[StoryEvent]:
     prepared = prepare(recipe.data, recipe.train.seed)
     device = default_device()
     base = load_base(recipe.model.base, revision=recipe.model.revision, precision=recipe.model.precision, device=device)
@@ -131,10 +152,11 @@ def _train_adapter(recipe: Recipe, run: RunFolder) -> Iterator[StoryEvent]:
     engine = "reference" if scorer is model else "fast"
     yield AdapterReady(summary, base.precision, str(device), engine, notice, resumed)
     trackers = open_trackers(run, recipe)
-    for event in fit(scorer, data, recipe.train, run.checkpoints, resume_from=checkpoint):
+    for event in fit(scorer, data, recipe.train, run.checkpoints, resume_from=checkpoint, processes=team):
         for track in trackers:
             track(event)
         yield event
+    leave_processes()
     log_probs = log_probabilities(validation_scores(scorer, data))
     fitted = fit_policy(
         log_probs, data.validation_classes, operating_point=recipe.evaluation.operating_point, seed=recipe.train.seed

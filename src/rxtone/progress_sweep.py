@@ -11,13 +11,13 @@ from rich.table import Table
 from rich.text import Text
 
 from rxtone.space import spelt
-from rxtone.sweep import FoldDone, StudyOpened, SweepDone, TrialEnded, TrialStarted, TrialStep, TrialValidated
+from rxtone.sweep_events import FoldDone, StudyOpened, SweepDone, TrialEnded, TrialStarted, TrialStep, TrialValidated
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from typing import Any
 
-    from rxtone.sweep import SweepEvent
+    from rxtone.sweep_events import SweepEvent
 
 ROWS = 12
 """Ended trials shown live: the best of them."""

@@ -304,7 +304,8 @@ def trial_table(study: Study) -> pl.DataFrame:
 
     Returns:
         `number, state, macro_f1, reason`, a column per varied recipe key (as text where its values are lists or
-        mappings), `epochs` (macro-F1 after each), per-class F1, trainable parameters, seconds, peak memory.
+        mappings), `epochs` (macro-F1 after each), per-class F1, trainable parameters, seconds, peak memory,
+        `together` (settings that shared the forward).
     """
     keys = list(study.space.parameters)
     rows = []
@@ -323,6 +324,7 @@ def trial_table(study: Study) -> pl.DataFrame:
             "reviews_per_second": attrs.get("reviews_per_second"),
             "peak_memory_bytes": attrs.get("peak_memory_bytes"),
             "steps": attrs.get("steps"),
+            "together": attrs.get("together"),
         }
         row |= {f"f1_{label}": attrs.get("per_class_f1", {}).get(label) for label in study.recipe.data.label.rule}
         rows.append(row)

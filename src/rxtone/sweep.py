@@ -29,6 +29,17 @@ from rxtone.study import (
     report,
     write_table,
 )
+from rxtone.sweep_events import (
+    FoldDone,
+    StudyOpened,
+    SweepDone,
+    SweepEvent,
+    TrialEnded,
+    TrialStarted,
+    TrialStep,
+    TrialValidated,
+)
+from rxtone.together import train_together, why_alone
 from rxtone.tracking import check_trackers
 from rxtone.trials import Bench, Trained, open_bench, run_fold, run_trial
 from rxtone.training.loop import EvalDone, StepDone
@@ -43,74 +54,6 @@ if TYPE_CHECKING:
 
 HOPELESS = 5
 """When so many trials fail before one succeeds, the fault is not in their settings."""
-
-
-@dataclass(frozen=True)
-class StudyOpened:
-    """The study is there; `done` of `wanted` settings were tried before (None: the whole grid)."""
-
-    folder: Path
-    done: int
-    wanted: int | None
-
-
-@dataclass(frozen=True)
-class TrialStarted:
-    """A setting is being trained."""
-
-    number: int
-    settings: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class TrialStep:
-    """An optimiser step of a trial."""
-
-    number: int
-    step: StepDone
-
-
-@dataclass(frozen=True)
-class TrialValidated:
-    """A validation of a trial."""
-
-    number: int
-    epoch: float
-    macro_f1: float
-
-
-@dataclass(frozen=True)
-class TrialEnded:
-    """A trial ended: `state` is complete, pruned or failed; `reason` says why it failed."""
-
-    number: int
-    state: str
-    macro_f1: float | None
-    facts: dict[str, Any]
-    reason: str | None = None
-
-
-@dataclass(frozen=True)
-class FoldDone:
-    """A confirming run ended; `done` of `total` are there."""
-
-    number: int
-    seed: int
-    fold: int
-    macro_f1: float
-    done: int
-    total: int
-
-
-@dataclass(frozen=True)
-class SweepDone:
-    """All is written. `record` is what confirmation.json holds; None where the space asks for no confirmation."""
-
-    folder: StudyFolder
-    record: dict[str, Any] | None
-
-
-SweepEvent = StudyOpened | TrialStarted | TrialStep | TrialValidated | TrialEnded | FoldDone | SweepDone
 
 
 def sweep(
@@ -192,21 +135,15 @@ def local_engine(bench: Bench, together: int = 1) -> Engine:
     """
 
     def trials(study: Study) -> Iterator[SweepEvent]:
-        if together > 1:
-            from rxtone.together import trials_together
-
-            yield from trials_together(study, bench, together)
-            return
         reasons: list[str | None] = []
-        while (job := next_job(study)) is not None:
-            yield TrialStarted(job.number, job.settings)
-            for event in one_trial(study, bench, job):
+        while jobs := take_jobs(study, together):
+            for event in several_trials(study, bench, jobs):
                 if isinstance(event, TrialEnded):
                     reasons.append(event.reason)
                 yield event
             write_table(study)
-            if len(reasons) == HOPELESS and all(reasons):
-                msg = f"{study.folder.path}: the first {HOPELESS} trials all failed, the last one: {reasons[-1]}"
+            if len(reasons) >= HOPELESS and all(reasons):
+                msg = f"{study.folder.path}: the first {len(reasons)} trials all failed, the last one: {reasons[-1]}"
                 raise RunError(msg)
 
     def folds(jobs: list[FoldJob]) -> Iterator[tuple[FoldJob, Any]]:
@@ -216,6 +153,84 @@ def local_engine(bench: Bench, together: int = 1) -> Engine:
             )
 
     return Engine(trials, folds)
+
+
+def take_jobs(study: Study, count: int) -> list[Job]:
+    """Up to `count` settings to train; none when the study has what it wanted."""
+    jobs = []
+    while len(jobs) < count and (job := next_job(study)) is not None:
+        jobs.append(job)
+    return jobs
+
+
+def several_trials(study: Study, bench: Bench, jobs: list[Job]) -> Iterator[SweepEvent]:
+    """Train settings, those that can through one forward, the others one after another.
+
+    Args:
+        study: The study.
+        bench: What trials share.
+        jobs: The settings.
+
+    Yields:
+        Their beginnings, steps, validations and ends.
+    """
+    while jobs:
+        first, rest = jobs[0], jobs[1:]
+        beside = [job for job in rest if why_alone(first.recipe, job.recipe) is None]
+        jobs = [job for job in rest if job not in beside]
+        for job in (first, *beside):
+            yield TrialStarted(job.number, job.settings)
+        yield from trials_beside(study, bench, [first, *beside]) if beside else one_trial(study, bench, first)
+
+
+def trials_beside(study: Study, bench: Bench, jobs: list[Job]) -> Iterator[SweepEvent]:
+    """Train settings through one forward, each watched by the study.
+
+    Args:
+        study: The study.
+        bench: What trials share.
+        jobs: Settings that can be trained side by side.
+
+    Yields:
+        Their steps, validations and ends.
+    """
+    running = {job.number: job for job in jobs}
+    validations: dict[int, int] = dict.fromkeys(running, 0)
+    folders = [clear_trial(study.folder, job.number) for job in jobs]
+    stop: bool | None = None
+    events = train_together(bench, [job.recipe for job in jobs], folders)
+    try:
+        with contextlib.closing(events):
+            while True:
+                index, event = events.send(stop)
+                job, stop = jobs[index], None
+                if isinstance(event, StepDone):
+                    beat(job)
+                    yield TrialStep(job.number, event)
+                elif isinstance(event, EvalDone):
+                    validations[job.number] += 1
+                    yield TrialValidated(job.number, event.epoch, event.validation_macro_f1)
+                    stop = report(job, validations[job.number], event.validation_macro_f1)
+                    if stop:
+                        del running[job.number]
+                        yield TrialEnded(job.number, finish(study, job, facts={}, value=None, reason=None), None, {})
+                else:
+                    del running[job.number]
+                    yield (
+                        failed(study, job, event)
+                        if isinstance(event, Exception)
+                        else TrialEnded(
+                            job.number,
+                            finish(study, job, facts=event.facts, value=event.macro_f1, reason=None),
+                            event.macro_f1,
+                            event.facts,
+                        )
+                    )
+    except StopIteration:
+        return
+    except Exception as error:  # as for one trial: what stops training is a result
+        for job in running.values():
+            yield failed(study, job, error)
 
 
 def one_trial(study: Study, bench: Bench, job: Job) -> Iterator[SweepEvent]:

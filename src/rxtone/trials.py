@@ -106,7 +106,7 @@ def open_bench(load: Callable[[Recipe], Base] | None = None) -> Bench:
 
 
 def run_trial(bench: Bench, recipe: Recipe, folder: Path) -> Iterator[StepDone | EvalDone | Trained]:
-    """Train one setting; ceasing to iterate stops it and leaves the bench clean.
+    """Train one setting and log it; ceasing to iterate stops it and leaves the bench clean.
 
     Args:
         bench: What trials share.
@@ -116,37 +116,82 @@ def run_trial(bench: Bench, recipe: Recipe, folder: Path) -> Iterator[StepDone |
     Yields:
         Steps and validations, and `Trained` at last.
     """
-    started = time.perf_counter()
+    track = log_trial(recipe, folder)
+    with contextlib.closing(train_setting(bench, recipe, RunFolder(folder).checkpoints)) as events:
+        for event in events:
+            track(event)
+            yield event
+
+
+def log_trial(recipe: Recipe, folder: Path) -> Callable[[StepDone | EvalDone | Trained], None]:
+    """Write a trial's config.yaml, and give what its events are to be handed to.
+
+    Args:
+        recipe: The setting; its `track` group says where progress goes besides metrics.jsonl.
+        folder: The trial's folder.
+
+    Returns:
+        A function that takes an event.
+    """
     run = RunFolder(folder)
     write_text(run.config, dump_recipe(recipe))
     trackers = open_trackers(run, recipe)
+
+    def track(event: StepDone | EvalDone | Trained) -> None:
+        if not isinstance(event, Trained):
+            for tracker in trackers:
+                tracker(event)
+
+    return track
+
+
+def train_setting(bench: Bench, recipe: Recipe, checkpoints: Path) -> Iterator[StepDone | EvalDone | Trained]:
+    """Train one setting.
+
+    Args:
+        bench: What trials share.
+        recipe: The setting.
+        checkpoints: A folder for checkpoints, removed at the end.
+
+    Yields:
+        Steps and validations, and `Trained` at last.
+    """
+    started = time.perf_counter()
     base, data = bench.base(recipe), bench.data(recipe)
     fresh_peak = reset_peak_memory()
     rows, busy, steps = 0, 0.0, 0
-    with adapted(base.model, recipe.lora, recipe.train.seed) as (model, summary), _removed(run.checkpoints):
+    with adapted(base.model, recipe.lora, recipe.train.seed) as (model, summary), _removed(checkpoints):
         scorer, _ = scorer_for(model, recipe)
-        for event in fit(scorer, data, recipe.train, run.checkpoints):
-            for track in trackers:
-                track(event)
+        for event in fit(scorer, data, recipe.train, checkpoints):
             if isinstance(event, StepDone):
                 rows, busy, steps = rows + event.reviews, busy + event.seconds, event.step
+            if isinstance(event, StepDone | EvalDone):
                 yield event
-            elif isinstance(event, EvalDone):
-                yield event
-        predicted = log_probabilities(validation_scores(scorer, data)).argmax(1)
-        metrics = classification_metrics(data.validation_classes, predicted, data.labels)
-        yield Trained(
-            float(str(metrics["macro_f1"])),
-            tuple(predicted.tolist()),
-            {
-                "trainable": summary.trainable,
-                "seconds": time.perf_counter() - started,
-                "reviews_per_second": rows / busy if busy else None,
-                "peak_memory_bytes": peak_memory(model) if fresh_peak else None,
-                "steps": steps,
-                "per_class_f1": {label: row["f1"] for label, row in per_class(metrics).items()},
-            },
-        )
+        predicted = _predictions(scorer, data)
+        facts = {
+            "trainable": summary.trainable,
+            "seconds": time.perf_counter() - started,
+            "reviews_per_second": rows / busy if busy else None,
+            "peak_memory_bytes": peak_memory(model) if fresh_peak else None,
+            "steps": steps,
+        }
+    yield trained(data, predicted, facts)
+
+
+def trained(data: TrainingData, predicted: np.ndarray, facts: dict[str, Any]) -> Trained:
+    """The end of a trial.
+
+    Args:
+        data: Its validation reviews.
+        predicted: The label index that each of them got, shape (m,).
+        facts: What else is known.
+
+    Returns:
+        The same with macro-F1 and the F1 of each label.
+    """
+    metrics = classification_metrics(data.validation_classes, predicted, data.labels)
+    by_label = {label: row["f1"] for label, row in per_class(metrics).items()}
+    return Trained(float(str(metrics["macro_f1"])), tuple(predicted.tolist()), facts | {"per_class_f1": by_label})
 
 
 def run_fold(bench: Bench, recipe: Recipe, *, seed: int, fold: int, of: int, folder: Path) -> FoldRun:

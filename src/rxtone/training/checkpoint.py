@@ -68,7 +68,7 @@ def save_checkpoint(folder: Path, model: PeftModel, optimizer: torch.optim.Optim
     Returns:
         The new checkpoint's folder.
     """
-    target = folder / f"step-{progress.step:06d}"
+    target = checkpoint_path(folder, progress.step)
     with atomic_folder(target) as temporary:
         save_file(adapter_state(model), temporary / ADAPTER)
         save_file(_optimizer_tensors(model, optimizer), temporary / OPTIMIZER)
@@ -78,6 +78,11 @@ def save_checkpoint(folder: Path, model: PeftModel, optimizer: torch.optim.Optim
         if step not in {progress.step, progress.best_step}:
             shutil.rmtree(path, ignore_errors=True)
     return target
+
+
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step stands."""
+    return folder / f"step-{step:06d}"
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
@@ -136,7 +141,7 @@ def load_best(folder: Path, progress: Progress, model: PeftModel) -> None:
     """
     if progress.best_step is None or progress.best_step == progress.step:
         return
-    path = folder / f"step-{progress.best_step:06d}"
+    path = checkpoint_path(folder, progress.best_step)
     if not whole(path):
         msg = f"{path}: the best checkpoint is missing or damaged; train again from the recipe"
         raise RunError(msg)

@@ -19,8 +19,9 @@ from rxtone.errors import RunError
 from rxtone.model.batches import epoch_batches
 from rxtone.model.scoring import Scorer, log_probabilities, module_of, score_dataset
 from rxtone.stats.metrics import classification_metrics
-from rxtone.training.checkpoint import Progress, load_best, load_checkpoint, save_checkpoint
+from rxtone.training.checkpoint import Progress, checkpoint_path, load_best, load_checkpoint, save_checkpoint
 from rxtone.training.objective import class_weight_vector, loss_sum
+from rxtone.training.processes import Processes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -123,7 +124,13 @@ class TrainingData:
 
 
 def fit(
-    scorer: Scorer, data: TrainingData, train: TrainConfig, checkpoints: Path, *, resume_from: Path | None = None
+    scorer: Scorer,
+    data: TrainingData,
+    train: TrainConfig,
+    checkpoints: Path,
+    *,
+    resume_from: Path | None = None,
+    processes: Processes | None = None,
 ) -> Iterator[Event]:
     """Train the adapter; when the iterator ends, the model holds the best checkpoint.
 
@@ -133,6 +140,7 @@ def fit(
         train: The recipe's settings.
         checkpoints: Folder for checkpoints.
         resume_from: A whole checkpoint of the same recipe, to go on from.
+        processes: Those that train together; None is this one alone.
 
     Yields:
         `StepDone` after each optimiser step, `EvalDone` after each pass and at the end,
@@ -146,6 +154,9 @@ def fit(
     optimizer = torch.optim.AdamW(parameters, lr=train.learning_rate, weight_decay=train.weight_decay)
     torch.manual_seed(train.seed)
     progress = load_checkpoint(resume_from, model, optimizer) if resume_from else Progress()
+    team = processes or Processes()
+    if team.rank:  # dropout of its own; the first process draws what a single one would draw
+        torch.manual_seed(train.seed + progress.step + 1_000_003 * team.rank)
     weights = class_weight_vector(train.class_weights, data.train_classes, data.labels)
     class_weights = torch.from_numpy(weights).to(parameters[0].device)
     total = total_steps(data.train.lengths, train)
@@ -155,13 +166,15 @@ def fit(
             {"use_reentrant": False}
         )
     model.train()
-    while progress.step < total and not _patience_over(progress, train):
+    while progress.step < total and not patience_over(progress, train):
         groups = step_groups(data.train.lengths, train, progress.epoch)
         while progress.position < len(groups) and progress.step < total:
             started = time.perf_counter()
             group = groups[progress.position]
             rate = learning_rate(progress.step, total, train)
-            loss, weight = _step(scorer, optimizer, data, group, train, rate, class_weights, first=progress.step == 0)
+            loss, weight = _step(
+                scorer, optimizer, data, group, train, rate, class_weights, team, first=progress.step == 0
+            )
             progress = replace(
                 progress, step=progress.step + 1, position=progress.position + 1,
                 epoch_loss=progress.epoch_loss + loss, epoch_weight=progress.epoch_weight + weight,
@@ -173,13 +186,15 @@ def fit(
             )  # fmt: skip
             ended = progress.position == len(groups) or progress.step == total
             if progress.step % train.checkpoint_every == 0 and not ended:
-                yield CheckpointSaved(progress.step, save_checkpoint(checkpoints, model, optimizer, progress))
+                yield _checkpoint(checkpoints, model, optimizer, progress, team)
         done = progress.epoch + progress.position / len(groups)
-        progress, event = _validate(scorer, data, progress, done)
+        progress, event = _validate(scorer, data, progress, done, team)
         yield event
         progress = replace(progress, epoch=progress.epoch + 1, position=0, epoch_loss=0.0, epoch_weight=0.0)
-        yield CheckpointSaved(progress.step, save_checkpoint(checkpoints, model, optimizer, progress))
-    load_best(checkpoints, progress, model)
+        yield _checkpoint(checkpoints, model, optimizer, progress, team)
+    if team.first:
+        load_best(checkpoints, progress, model)
+    team.spread(parameters)
     model.eval()
 
 
@@ -237,29 +252,32 @@ def _step(
     train: TrainConfig,
     rate: float,
     class_weights: torch.Tensor,
+    team: Processes,
     *,
     first: bool,
 ) -> tuple[float, float]:
-    """One optimiser step over the batches of `group`; returns the summed loss and its weight."""
+    """One optimiser step over the batches of `group`; returns the summed loss and its weight, of all processes."""
     device = class_weights.device
     model = module_of(scorer)
     half = next(model.parameters()).dtype == torch.float16
     scale = FP16_LOSS_SCALE if half else 1.0
     optimizer.zero_grad(set_to_none=True)
     loss_total, weight_total = 0.0, 0.0
-    for indexes in group:
+    for indexes in filter(len, map(team.share, group)):
         batch = data.train.batch(indexes, data.pad_token_id).to(device)
         classes = torch.from_numpy(data.train_classes[indexes]).to(device)
         loss, weight = loss_sum(scorer, batch, classes, data.label_tokens, loss=train.loss, class_weights=class_weights)
         (loss * scale).backward()
         loss_total += loss.item()
         weight_total += weight
+    loss_total, weight_total = team.sum_numbers(loss_total, weight_total)
     if not math.isfinite(loss_total):
         msg = (
             f"the loss is {loss_total} at reviews {sorted(int(i) for i in np.concatenate(group))[:8]} ...; "
             "nothing was saved since the last checkpoint. Lower train.learning_rate, or set model.precision=fp32"
         )
         raise RunError(msg)
+    team.sum_gradients([p for p in model.parameters() if p.requires_grad])
     parameters = [p for p in model.parameters() if p.requires_grad and p.grad is not None]
     for parameter in parameters:
         parameter.grad.div_(weight_total * scale)  # type: ignore[union-attr]  # filtered above
@@ -286,9 +304,31 @@ def _check_gradients(model: torch.nn.Module) -> None:
         raise RunError(msg)
 
 
-def _validate(scorer: Scorer, data: TrainingData, progress: Progress, epoch: float) -> tuple[Progress, EvalDone]:
-    scores = score_dataset(scorer, data.validation, data.label_tokens, batch_size=64, pad_token_id=data.pad_token_id)
-    log_probs = log_probabilities(scores)
+def _validate(
+    scorer: Scorer, data: TrainingData, progress: Progress, epoch: float, team: Processes
+) -> tuple[Progress, EvalDone]:
+    rows = team.share(np.arange(len(data.validation)))
+    scores = np.zeros((len(data.validation), len(data.labels)))
+    scores[rows] = score_dataset(
+        scorer, data.validation.part(rows), data.label_tokens, batch_size=64, pad_token_id=data.pad_token_id
+    )
+    return judge_validation(log_probabilities(team.sum_scores(scores)), data, progress, epoch)
+
+
+def judge_validation(
+    log_probs: np.ndarray, data: TrainingData, progress: Progress, epoch: float
+) -> tuple[Progress, EvalDone]:
+    """What a pass over the validation reviews says.
+
+    Args:
+        log_probs: float64, shape (m, k): label log-probabilities of the validation reviews.
+        data: Their labels.
+        progress: Where the run stands.
+        epoch: Passes done.
+
+    Returns:
+        The progress with the best validation so far, and the event.
+    """
     true = data.validation_classes
     metrics = classification_metrics(true, log_probs.argmax(1), data.labels)
     macro_f1 = float(str(metrics["macro_f1"]))
@@ -304,7 +344,17 @@ def _validate(scorer: Scorer, data: TrainingData, progress: Progress, epoch: flo
     return progress, EvalDone(progress.step, epoch, train_loss, loss, macro_f1, best, never)
 
 
-def _patience_over(progress: Progress, train: TrainConfig) -> bool:
+def _checkpoint(
+    folder: Path, model: PeftModel, optimizer: torch.optim.Optimizer, progress: Progress, team: Processes
+) -> CheckpointSaved:
+    if team.first:
+        save_checkpoint(folder, model, optimizer, progress)
+    team.wait()  # nobody goes on before it stands
+    return CheckpointSaved(progress.step, checkpoint_path(folder, progress.step))
+
+
+def patience_over(progress: Progress, train: TrainConfig) -> bool:
+    """Whether the run has gone on long enough without a better validation."""
     return train.early_stopping_patience is not None and progress.stale >= train.early_stopping_patience
 
 
