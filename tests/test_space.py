@@ -37,7 +37,12 @@ def test_a_ratio_and_a_condition_resolve_to_recipe_keys():
     recipe = load_recipe("demo")
     points = grid(found, recipe)
     assert len(points) == 2 + 4 + 1 + 2  # lora: r 4 x alpha, r 8 x alpha x batch; rslora: r 4, r 8 x batch
-    point = {"lora.variant": "lora", "lora.r": 8, "lora.lora_alpha / lora.r": 2, "train.per_device_train_batch_size": 16}
+    point = {
+        "lora.variant": "lora",
+        "lora.r": 8,
+        "lora.lora_alpha / lora.r": 2,
+        "train.per_device_train_batch_size": 16,
+    }
     assert point in points
     settings = settings_of(found, recipe, point)
     assert settings == {

@@ -8,6 +8,7 @@ weights and tokens lie in the object store, once per node, and are read in place
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import tempfile
 from dataclasses import dataclass
@@ -91,7 +92,7 @@ def unpack_base(packed: PackedBase) -> Base:
         model = T5ForConditionalGeneration(T5Config(**packed.config))
     state = {}
     for name, array in packed.weights.items():
-        tensor = torch.frombuffer(memoryview(array).cast("B"), dtype=getattr(torch, packed.dtypes[name]))
+        tensor = torch.frombuffer(array.data.cast("B"), dtype=getattr(torch, packed.dtypes[name]))
         state[name] = tensor.view(array.shape)
     model.load_state_dict(state, assign=True)
     model.tie_weights()
@@ -125,7 +126,7 @@ def ray_engine(*, address: str | None = None, cpus: float = 1, gpus: float = 0) 
     here = not ray.is_initialized()
     if here:
         try:
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:300]
             msg = f"--address {address}: the cluster cannot be reached: {reason}"
@@ -158,7 +159,6 @@ class _Running:
     attempt: int = 1
     validations: int = 0
     reported: int = 0
-    step: int = 0
     ended: Trained | None = None
 
 
@@ -166,49 +166,55 @@ def _trials(bench: Bench, store: _Store, options: dict[str, float], study: Study
     import ray
 
     running: dict[Any, _Running] = {}
-    open_jobs = True
     try:
         while True:
-            while open_jobs and len(running) < _slots(options):
-                job = next_job(study)
-                if job is None:
-                    open_jobs = False
-                    break
-                track = log_trial(job.recipe, clear_trial(study.folder, job.number))
-                running[_send(store, options, job.recipe)] = _Running(job, track)
-                yield TrialStarted(job.number, job.settings)
+            yield from _fill(study, store, options, running)
             if not running:
                 return
             ready, _ = ray.wait(list(running), num_returns=1, timeout=WAIT_SECONDS)
             for out in running.values():
                 beat(out.job)
             for task in ready:
-                out = running[task]
-                try:
-                    event = ray.get(next(task))
-                except StopIteration:
-                    del running[task]
-                    yield _ended(study, out)
-                    continue
-                except ray.exceptions.RayTaskError as error:
-                    del running[task]
-                    cause = error.cause
-                    yield failed(study, out.job, cause if isinstance(cause, Exception) else error)
-                    write_table(study)
-                    continue
-                except ray.exceptions.RayError as error:  # its node or its process is gone
-                    del running[task]
-                    if out.attempt == ATTEMPTS:
-                        yield failed(study, out.job, RunError(f"lost {ATTEMPTS} nodes or processes: {error}"))
-                        continue
-                    out.attempt, out.validations = out.attempt + 1, 0
-                    out.track = log_trial(out.job.recipe, clear_trial(study.folder, out.job.number))
-                    running[_send(store, options, out.job.recipe)] = out
-                    continue
-                yield from _told(study, running, task, event)
+                yield from _hear(study, store, options, running, task)
     finally:
         for task in running:
             ray.cancel(task, force=True)
+
+
+def _fill(study: Study, store: _Store, options: dict[str, float], running: dict[Any, _Running]) -> Iterator[SweepEvent]:
+    """Send settings out until the cluster is full or there are none."""
+    while len(running) < _slots(options) and (job := next_job(study)) is not None:
+        track = log_trial(job.recipe, clear_trial(study.folder, job.number))
+        running[_send(store, options, job.recipe)] = _Running(job, track)
+        yield TrialStarted(job.number, job.settings)
+
+
+def _hear(
+    study: Study, store: _Store, options: dict[str, float], running: dict[Any, _Running], task: Any
+) -> Iterator[SweepEvent]:
+    """Take the next thing that a trial tells, or learn that it ended, failed or was lost."""
+    import ray
+
+    out = running[task]
+    try:
+        event = ray.get(next(task))  # type: ignore[arg-type]  # a generator of references
+    except StopIteration:
+        del running[task]
+        yield _ended(study, out)
+    except ray.exceptions.RayTaskError as error:
+        del running[task]
+        yield failed(study, out.job, error.cause if isinstance(error.cause, Exception) else error)
+        write_table(study)
+    except ray.exceptions.RayError as error:  # its node or its process is gone
+        del running[task]
+        if out.attempt == ATTEMPTS:
+            yield failed(study, out.job, RunError(f"lost {ATTEMPTS} nodes or processes, the last one: {error}"))
+            return
+        out.attempt, out.validations = out.attempt + 1, 0
+        out.track = log_trial(out.job.recipe, clear_trial(study.folder, out.job.number))
+        running[_send(store, options, out.job.recipe)] = out
+    else:
+        yield from _told(study, running, task, event)
 
 
 def _told(study: Study, running: dict[Any, _Running], task: Any, event: Any) -> Iterator[SweepEvent]:
@@ -295,7 +301,7 @@ def _slots(options: dict[str, float]) -> int:
     """Trials that the cluster can hold now, nodes that came and went included."""
     import ray
 
-    there = ray.cluster_resources()
+    there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     fits = [
         int(there.get(name, 0.0) // options[option])
         for name, option in (("CPU", "num_cpus"), ("GPU", "num_gpus"))

@@ -112,6 +112,14 @@ class ModelConfig(Group):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """`auto` is bf16 where the device computes it natively, else fp32. fp16 keeps T5's `wo` in
     fp32, without which it overflows."""
+    quantization: Literal["8bit", "4bit"] | None = None
+    """Hold the frozen weights in 8 or 4 bits (bitsandbytes, extra `quant`): less memory, slower on the reference
+    engine, other numbers. Merging goes through the base as it was."""
+
+    @property
+    def weights(self) -> str:
+        """How the base is held: `8bit`, `4bit`, or the precision."""
+        return self.quantization or self.precision
 
 
 class LoraSettings(Group):
@@ -210,6 +218,15 @@ class Recipe(Group):
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     track: TrackConfig = TrackConfig()
+
+    @model_validator(mode="after")
+    def _quantised_weights_stay_whole(self) -> Recipe:
+        if self.model.quantization and self.lora.variant == "pissa":
+            msg = (
+                "lora.variant: pissa takes the base's weights apart, which quantised ones do not allow; choose another"
+            )
+            raise ValueError(msg)
+        return self
 
     @model_validator(mode="after")
     def _weights_name_the_labels(self) -> Recipe:

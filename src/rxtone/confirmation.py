@@ -89,16 +89,17 @@ def fold_jobs(study: Study, found: list[Candidate]) -> list[FoldJob]:
     """Every run of the confirmation, seed by seed; those that have a file are done."""
     confirm = study.space.confirm
     assert confirm is not None
-    first = study.recipe.train.seed
+    seeds = range(study.recipe.train.seed, study.recipe.train.seed + confirm.seeds)
     return [
-        FoldJob(
-            candidate, first + repetition, fold, confirm.folds,
-            study.folder.confirmation / f"{candidate.number:04d}-seed{first + repetition}-fold{fold}of{confirm.folds}.json",
-        )
-        for repetition in range(confirm.seeds)
+        FoldJob(candidate, seed, fold, confirm.folds, _fold_path(study, candidate, seed, fold, confirm.folds))
+        for seed in seeds
         for fold in range(confirm.folds)
         for candidate in found
-    ]  # fmt: skip
+    ]
+
+
+def _fold_path(study: Study, candidate: Candidate, seed: int, fold: int, of: int) -> Path:
+    return study.folder.confirmation / f"{candidate.number:04d}-seed{seed}-fold{fold}of{of}.json"
 
 
 def keep_fold(job: FoldJob, run: FoldRun) -> None:

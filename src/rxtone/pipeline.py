@@ -124,7 +124,7 @@ def _follow(recipe: Recipe, run: RunFolder, team: Processes) -> None:
     if run.finished():
         return
     prepared = prepare(recipe.data, recipe.train.seed)
-    base = load_base(recipe.model.base, revision=recipe.model.revision, precision=recipe.model.precision)
+    base = load_base(recipe.model.base, revision=recipe.model.revision, precision=recipe.model.weights)
     data, _ = tokenise(recipe, base, prepared)
     model, _ = add_adapter(base.model, recipe.lora, recipe.train.seed)
     scorer, _ = scorer_for(model, recipe)
@@ -137,7 +137,7 @@ def _follow(recipe: Recipe, run: RunFolder, team: Processes) -> None:
 def _train_adapter(recipe: Recipe, run: RunFolder, team: Processes) -> Iterator[StoryEvent]:
     prepared = prepare(recipe.data, recipe.train.seed)
     device = default_device()
-    base = load_base(recipe.model.base, revision=recipe.model.revision, precision=recipe.model.precision, device=device)
+    base = load_base(recipe.model.base, revision=recipe.model.revision, precision=recipe.model.weights, device=device)
     spec = make_spec(recipe, base.identity.to_json(), base.precision)
     data, truncation = tokenise(recipe, base, prepared)
     model, summary = add_adapter(base.model, recipe.lora, recipe.train.seed)

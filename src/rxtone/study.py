@@ -240,8 +240,10 @@ def next_job(study: Study) -> Job | None:
             trial.set_user_attr("settings", {key: spelt(value) for key, value in settings.items()})
             return Job(trial, settings, recipe)
         trial.set_user_attr("repeats", before.number)
-        values = [before.value] if before.state == states.COMPLETE else None
-        study.store.tell(trial, values=values, state=before.state if values is None else None)
+        if before.state == states.COMPLETE:
+            study.store.tell(trial, values=before.value)
+        else:
+            study.store.tell(trial, state=before.state)
     return None
 
 

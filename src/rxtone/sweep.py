@@ -41,8 +41,8 @@ from rxtone.sweep_events import (
 )
 from rxtone.together import train_together, why_alone
 from rxtone.tracking import check_trackers
-from rxtone.trials import Bench, Trained, open_bench, run_fold, run_trial
 from rxtone.training.loop import EvalDone, StepDone
+from rxtone.trials import Bench, Trained, open_bench, run_fold, run_trial
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -148,8 +148,16 @@ def local_engine(bench: Bench, together: int = 1) -> Engine:
 
     def folds(jobs: list[FoldJob]) -> Iterator[tuple[FoldJob, Any]]:
         for job in jobs:
-            yield job, run_fold(
-                bench, job.candidate.recipe, seed=job.seed, fold=job.fold, of=job.of, folder=job.path.with_suffix("")
+            yield (
+                job,
+                run_fold(
+                    bench,
+                    job.candidate.recipe,
+                    seed=job.seed,
+                    fold=job.fold,
+                    of=job.of,
+                    folder=job.path.with_suffix(""),
+                ),
             )
 
     return Engine(trials, folds)
@@ -157,7 +165,7 @@ def local_engine(bench: Bench, together: int = 1) -> Engine:
 
 def take_jobs(study: Study, count: int) -> list[Job]:
     """Up to `count` settings to train; none when the study has what it wanted."""
-    jobs = []
+    jobs: list[Job] = []
     while len(jobs) < count and (job := next_job(study)) is not None:
         jobs.append(job)
     return jobs
@@ -284,8 +292,9 @@ def write_results(study: Study, record: dict[str, Any] | None) -> None:
             "keys": list(study.space.parameters),
             "labels": list(study.recipe.data.label.rule),
             "search": {
-                "recipe": study.space.recipe, "base": study.recipe.model.base, "training table": study.recipe.data.train,
-                "sampler": study.space.sampler, "pruning": study.space.pruner, "seed": str(study.space.seed),
+                "recipe": study.space.recipe, "base": study.recipe.model.base,
+                "training table": study.recipe.data.train, "sampler": study.space.sampler,
+                "pruning": study.space.pruner, "seed": str(study.space.seed),
             },
             "wanted": study.wanted,
             "confirmation": record,

@@ -60,9 +60,11 @@ def train_together(
     base, data = bench.base(recipes[0]), bench.data(recipes[0])
     seconds, rows, steps = ([0.0] * len(recipes), [0] * len(recipes), [0] * len(recipes))
     lasting = set(range(len(recipes)))
-    with share_base(
-        base.model, [recipe.lora for recipe in recipes], [recipe.train.seed for recipe in recipes]
-    ) as shared, contextlib.closing(fit_together(shared, data, [recipe.train for recipe in recipes])) as events:  # fmt: skip
+    loras, trains = [recipe.lora for recipe in recipes], [recipe.train for recipe in recipes]
+    with (
+        share_base(base.model, loras, [train.seed for train in trains]) as shared,
+        contextlib.closing(fit_together(shared, data, trains)) as events,
+    ):
         stop: bool | None = None
         while True:
             try:

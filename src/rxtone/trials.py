@@ -31,7 +31,7 @@ from rxtone.tracking import open_trackers
 from rxtone.training.loop import EvalDone, StepDone, TrainingData, fit, peak_memory
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator, Iterator
 
     from rxtone.config import Recipe
     from rxtone.data.reviews import Review
@@ -105,7 +105,7 @@ def open_bench(load: Callable[[Recipe], Base] | None = None) -> Bench:
     return Bench(base, prepared, data)
 
 
-def run_trial(bench: Bench, recipe: Recipe, folder: Path) -> Iterator[StepDone | EvalDone | Trained]:
+def run_trial(bench: Bench, recipe: Recipe, folder: Path) -> Generator[StepDone | EvalDone | Trained]:
     """Train one setting and log it; ceasing to iterate stops it and leaves the bench clean.
 
     Args:
@@ -145,7 +145,7 @@ def log_trial(recipe: Recipe, folder: Path) -> Callable[[StepDone | EvalDone | T
     return track
 
 
-def train_setting(bench: Bench, recipe: Recipe, checkpoints: Path) -> Iterator[StepDone | EvalDone | Trained]:
+def train_setting(bench: Bench, recipe: Recipe, checkpoints: Path) -> Generator[StepDone | EvalDone | Trained]:
     """Train one setting.
 
     Args:
@@ -288,7 +288,7 @@ def _predictions(scorer: Scorer, data: TrainingData) -> np.ndarray:
 
 def _load(recipe: Recipe) -> Base:
     model = recipe.model
-    return load_base(model.base, revision=model.revision, precision=model.precision, device=default_device())
+    return load_base(model.base, revision=model.revision, precision=model.weights, device=default_device())
 
 
 def _data_key(recipe: Recipe) -> str:

@@ -87,7 +87,7 @@ def test_a_run_of_one_process_is_resumed_by_two(recipe_file, one_process, tiny_b
             break
     assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == ["step-000007"]
     shutil.copytree(tmp_path / "run", tmp_path / "again")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0",
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
                 "-m", "rxtone"]  # fmt: skip
     subprocess.run(
         [*launcher, "train", str(recipe_file), "--out", str(tmp_path / "run"), "--resume"], check=True,

@@ -57,24 +57,20 @@ def render_study(context: StudyContext, table: pl.DataFrame) -> str:
     best = done.sort("macro_f1", "number", descending=[True, False]).row(0, named=True) if done.height else None
     environment = page_environment()
     environment.filters["setting"] = lambda value: f"{value:.4g}" if isinstance(value, float) else str(value)
-    return (
-        environment
-        .get_template("study.html.j2")
-        .render(
-            context=context,
-            counts={state: int((table["state"] == state).sum()) for state in ("complete", "pruned", "failed")}
-            if table.height
-            else {"complete": 0, "pruned": 0, "failed": 0},
-            best=best,
-            importance=importance,
-            least=LEAST_TRIALS,
-            front=[row for row, chosen in zip(done.to_dicts(), front, strict=True) if chosen],
-            pictures=_pictures(context, table, done, importance, front) if done.height else {},
-            failures=table.filter(pl.col("state") == "failed").to_dicts() if table.height else [],
-            trials=table.sort("macro_f1", "number", descending=[True, False], nulls_last=True).to_dicts()
-            if table.height
-            else [],
-        )
+    return environment.get_template("study.html.j2").render(
+        context=context,
+        counts={state: int((table["state"] == state).sum()) for state in ("complete", "pruned", "failed")}
+        if table.height
+        else {"complete": 0, "pruned": 0, "failed": 0},
+        best=best,
+        importance=importance,
+        least=LEAST_TRIALS,
+        front=[row for row, chosen in zip(done.to_dicts(), front, strict=True) if chosen],
+        pictures=_pictures(context, table, done, importance, front) if done.height else {},
+        failures=table.filter(pl.col("state") == "failed").to_dicts() if table.height else [],
+        trials=table.sort("macro_f1", "number", descending=[True, False], nulls_last=True).to_dicts()
+        if table.height
+        else [],
     )
 
 

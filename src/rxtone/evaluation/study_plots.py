@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from rxtone.evaluation.plots import BLUE, FAINT, INK, ORANGE
 from rxtone.evaluation.plots import _figure as axes_of
@@ -149,7 +150,7 @@ def curves_figure(curves: Sequence[Sequence[float]], states: Sequence[str], best
         else:
             axes.plot(steps, curve, color=FAINT, linewidth=1, linestyle="--")
             axes.plot([len(curve)], [curve[-1]], color=FAINT, marker="x", markersize=6)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     finish_axes(axes, "validation", "macro-F1")
     return figure
 

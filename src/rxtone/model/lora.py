@@ -146,7 +146,7 @@ def adapted(
         model.zero_grad(set_to_none=True)
         for name, parameter in model.named_parameters():
             parameter.data = weights[name]
-            parameter.requires_grad_(requires_grad=False)
+        model.requires_grad_(requires_grad=False)
         model.eval()
 
 

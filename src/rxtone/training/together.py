@@ -45,9 +45,7 @@ class _Setting:
     def __init__(self, parameters: dict[str, torch.nn.Parameter], train: TrainConfig, data: TrainingData) -> None:
         self.train = train
         self.parameters = parameters
-        self.optimizer = torch.optim.AdamW(
-            parameters.values(), lr=train.learning_rate, weight_decay=train.weight_decay
-        )
+        self.optimizer = torch.optim.AdamW(parameters.values(), lr=train.learning_rate, weight_decay=train.weight_decay)
         self.progress = Progress()
         device = next(iter(parameters.values())).device
         self.weights = torch.from_numpy(class_weight_vector(train.class_weights, data.train_classes, data.labels)).to(
@@ -57,6 +55,11 @@ class _Setting:
 
     def groups(self, data: TrainingData) -> list[list[np.ndarray]]:
         return step_groups(data.train.lengths, self.train, self.progress.epoch)
+
+    def restore_best(self) -> None:
+        with torch.no_grad():
+            for name, tensor in self.best.items():
+                self.parameters[name].copy_(tensor)
 
 
 def in_step(first: TrainConfig, other: TrainConfig) -> bool:
@@ -91,37 +94,42 @@ def fit_together(
     while active and settings[active[0]].progress.step < total:
         groups = {i: settings[i].groups(data) for i in active}
         steps = len(groups[active[0]])
-        for position in range(steps):
-            if not active or settings[active[0]].progress.step >= total:
-                break
-            started = time.perf_counter()
-            losses = _gradients(shared, data, settings, active, [groups[i][position] for i in active])
-            stepped: list[Together] = []
-            for i, (loss, weight) in zip(active, losses, strict=True):
-                rows = np.concatenate(groups[i][position])
-                stepped.append((i, _own_step(settings[i], loss, weight, total, rows, data, position + 1, steps)))
-            # Of the shared time each setting bears its part, so that the times of all add up to what passed.
-            seconds, peak = (time.perf_counter() - started) / len(active), peak_memory(shared.model)
+        for position in range(min(steps, total - settings[active[0]].progress.step)):
+            stepped = _step(shared, data, settings, {i: groups[i][position] for i in active}, total, steps)
             active = [i for i, event in stepped if isinstance(event, StepDone)]
-            for i, event in stepped:
-                whole = replace(event, seconds=seconds, peak_memory_bytes=peak) if isinstance(event, StepDone) else event
-                yield i, whole
+            yield from stepped
+            if not active:
+                return
         for i in list(active):
             own = settings[i]
-            done = own.progress.epoch + own.progress.position / steps
-            own.progress, event = _validate(shared, data, own.progress, done, i)
-            if event.best:
-                own.best = {name: parameter.detach().clone() for name, parameter in own.parameters.items()}
-            own.progress = replace(own.progress, epoch=own.progress.epoch + 1, position=0, epoch_loss=0.0,
-                                   epoch_weight=0.0)  # fmt: skip
-            stop = yield i, event
+            stop = yield i, _validate(shared, data, own, i, steps)
             if stop or patience_over(own.progress, own.train):
                 active.remove(i)
     for own in settings:
-        with torch.no_grad():
-            for name, tensor in own.best.items():
-                own.parameters[name].copy_(tensor)
+        own.restore_best()
     shared.model.eval()
+
+
+def _step(
+    shared: SharedModel,
+    data: TrainingData,
+    settings: Sequence[_Setting],
+    groups: dict[int, list[np.ndarray]],
+    total: int,
+    steps: int,
+) -> list[Together]:
+    """One optimiser step of every active setting."""
+    started = time.perf_counter()
+    losses = _gradients(shared, data, settings, list(groups), list(groups.values()))
+    stepped: list[Together] = []
+    for (i, group), (loss, weight) in zip(groups.items(), losses, strict=True):
+        stepped.append((i, _own_step(settings[i], loss, weight, total, np.concatenate(group), data, steps)))
+    # Of the shared time each setting bears its part, so that the times of all add up to what passed.
+    seconds, peak = (time.perf_counter() - started) / len(groups), peak_memory(shared.model)
+    return [
+        (i, replace(event, seconds=seconds, peak_memory_bytes=peak) if isinstance(event, StepDone) else event)
+        for i, event in stepped
+    ]
 
 
 def _gradients(
@@ -134,7 +142,7 @@ def _gradients(
     """One forward and backward per batch for all active settings; returns each one's summed loss and weight."""
     shared.owners.settings = tuple(active)
     device = next(shared.model.parameters()).device
-    start = int(shared.model.config.decoder_start_token_id)  # type: ignore[arg-type]
+    start = int(shared.model.config.decoder_start_token_id)
     sums = [(0.0, 0.0)] * len(active)
     for i in active:
         settings[i].optimizer.zero_grad(set_to_none=True)
@@ -160,34 +168,39 @@ def _gradients(
 
 
 def _own_step(
-    own: _Setting, loss: float, weight: float, total: int, rows: np.ndarray, data: TrainingData, position: int, steps: int
+    own: _Setting, loss: float, weight: float, total: int, rows: np.ndarray, data: TrainingData, steps: int
 ) -> StepDone | RunError:
     rate = learning_rate(own.progress.step, total, own.train)
     parameters = [parameter for parameter in own.parameters.values() if parameter.grad is not None]
     for parameter in parameters:
-        parameter.grad.div_(weight)  # type: ignore[union-attr]  # filtered above
+        parameter.grad.div_(weight)
     norm = torch.nn.utils.clip_grad_norm_(parameters, own.train.max_grad_norm)
     if not (math.isfinite(loss) and torch.isfinite(norm)):
-        return RunError(f"the loss or a gradient is not finite at step {own.progress.step + 1}; lower the learning rate")
+        return RunError(
+            f"the loss or a gradient is not finite at step {own.progress.step + 1}; lower the learning rate"
+        )
     for group in own.optimizer.param_groups:
         group["lr"] = rate
     own.optimizer.step()
     before = own.progress
     own.progress = replace(
-        before, step=before.step + 1, position=position, epoch_loss=before.epoch_loss + loss,
+        before, step=before.step + 1, position=before.position + 1, epoch_loss=before.epoch_loss + loss,
         epoch_weight=before.epoch_weight + weight,
     )  # fmt: skip
     return StepDone(
-        own.progress.step, total, own.progress.epoch + position / steps, loss / weight, rate, len(rows),
+        own.progress.step, total, own.progress.epoch + own.progress.position / steps, loss / weight, rate, len(rows),
         int(data.train.lengths[rows].sum()), 0.0, 0,
     )  # fmt: skip
 
 
-def _validate(
-    shared: SharedModel, data: TrainingData, progress: Progress, epoch: float, setting: int
-) -> tuple[Progress, EvalDone]:
+def _validate(shared: SharedModel, data: TrainingData, own: _Setting, setting: int, steps: int) -> EvalDone:
+    done = own.progress.epoch + own.progress.position / steps
     log_probs = log_probabilities(validation_scores_of(shared, data, setting))
-    return judge_validation(log_probs, data, progress, epoch)
+    progress, event = judge_validation(log_probs, data, own.progress, done)
+    if event.best:
+        own.best = {name: parameter.detach().clone() for name, parameter in own.parameters.items()}
+    own.progress = replace(progress, epoch=progress.epoch + 1, position=0, epoch_loss=0.0, epoch_weight=0.0)
+    return event
 
 
 def validation_scores_of(shared: SharedModel, data: TrainingData, setting: int) -> np.ndarray:
