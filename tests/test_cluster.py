@@ -13,8 +13,10 @@ from rxtone.sweep import sweep
 from rxtone.sweep_events import FoldDone, SweepDone, TrialEnded, TrialStarted, TrialStep
 
 ray = pytest.importorskip("ray", reason="needs ray: install rxtone[cluster]")
-pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning", "ignore::FutureWarning",
-                                        "ignore::pytest.PytestUnraisableExceptionWarning")  # fmt: skip
+pytestmark = [
+    pytest.mark.filterwarnings(f"ignore::{name}")
+    for name in ("ResourceWarning", "DeprecationWarning", "FutureWarning", "pytest.PytestUnraisableExceptionWarning")
+]
 
 
 def test_a_packed_base_is_the_base_and_shares_its_memory(tiny_base):
@@ -86,7 +88,8 @@ def test_a_study_survives_the_loss_of_a_node(tiny_base, tiny_table, tmp_path):
 def test_a_cluster_that_is_not_there_is_told():
     from rxtone.cluster import ray_engine
 
-    with pytest.raises(RecipeError, match=r"--address nonsense: the cluster cannot be reached"), ray_engine(
-        address="nonsense"
+    with (
+        pytest.raises(RecipeError, match=r"--address nonsense: the cluster cannot be reached"),
+        ray_engine(address="nonsense"),
     ):
         pass

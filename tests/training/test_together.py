@@ -22,7 +22,7 @@ TOLERANCE = {"rtol": 2e-4, "atol": 2e-5}
 
 SETTINGS = (
     {"lora": {"r": 4, "lora_alpha": 8}, "train": {}},
-    {"lora": {"r": 2, "lora_alpha": 8, "target_modules": ["q", "v"]}, "train": {"learning_rate": 0.01}},
+    {"lora": {"r": 2, "lora_alpha": 8, "target_modules": ["q", "v"]}, "train": {"learning_rate": 0.002}},
     {"lora": {"r": 3, "lora_alpha": 3, "variant": "rslora", "target_modules": ["wo", "k"]},
      "train": {"lr_scheduler_type": "cosine", "warmup_ratio": 0.2, "weight_decay": 0.3, "max_grad_norm": 0.1}},
     {"lora": {"r": 4, "lora_alpha": 8}, "train": {"class_weights": {"positive": 1.0, "neutral": 3.0, "negative": 2.0}}},
@@ -33,7 +33,9 @@ def recipes(base, table, **train):
     found = []
     for changes in SETTINGS:
         values = tiny_values(base, table)
-        values["train"] |= {"num_train_epochs": 2, "per_device_train_batch_size": 9} | changes["train"] | train
+        values["train"] |= (
+            {"num_train_epochs": 2, "per_device_train_batch_size": 9, "learning_rate": 0.005} | changes["train"] | train
+        )
         values["lora"] |= changes["lora"]
         found.append(check_recipe(values, "tiny"))
     return found

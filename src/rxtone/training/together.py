@@ -97,7 +97,8 @@ def fit_together(
         for position in range(min(steps, total - settings[active[0]].progress.step)):
             stepped = _step(shared, data, settings, {i: groups[i][position] for i in active}, total, steps)
             active = [i for i, event in stepped if isinstance(event, StepDone)]
-            yield from stepped
+            for each in stepped:  # noqa: UP028 - a list cannot take what the consumer sends back
+                yield each
             if not active:
                 return
         for i in list(active):
