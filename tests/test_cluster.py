@@ -42,7 +42,8 @@ def test_a_packed_base_is_the_base_and_shares_its_memory(tiny_base):
         assert found.tokenizer.encode("great pill").ids == base.tokenizer.encode("great pill").ids
 
 
-def test_a_study_survives_the_loss_of_a_node(tiny_base, tiny_table, tmp_path):
+def test_a_study_survives_the_loss_of_a_node(tiny_base, tiny_table, tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # Ray's workers are nicer than the tests beside them: 15
     from ray.cluster_utils import Cluster
 
     from rxtone.cluster import ray_engine

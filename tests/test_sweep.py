@@ -18,7 +18,8 @@ from rxtone.model.base import load_base
 from rxtone.model.lora import adapted, adapter_state
 from rxtone.run import read_json_lines
 from rxtone.space import Space
-from rxtone.study import StudyFolder, open_study, owned
+from rxtone.study import StudyFolder, owned
+from rxtone.study_storage import open_study
 from rxtone.sweep import sweep
 from rxtone.sweep_events import FoldDone, SweepDone, TrialEnded, TrialStarted, TrialStep
 from rxtone.trials import cut_fold, open_bench, run_trial

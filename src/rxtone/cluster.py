@@ -22,7 +22,8 @@ from transformers import T5Config, T5ForConditionalGeneration
 
 from rxtone.errors import RecipeError, RunError
 from rxtone.model.base import Base, BaseIdentity, default_device
-from rxtone.study import Job, Study, beat, clear_trial, finish, next_job, report, write_table
+from rxtone.study import Job, Study, beat, clear_trial, finish, next_job, report
+from rxtone.study_table import write_table
 from rxtone.sweep import Engine, failed
 from rxtone.sweep_events import SweepEvent, TrialEnded, TrialStarted, TrialStep, TrialValidated
 from rxtone.training.loop import EvalDone, StepDone, TrainingData
@@ -126,7 +127,8 @@ def ray_engine(*, address: str | None = None, cpus: float = 1, gpus: float = 0) 
     here = not ray.is_initialized()
     if here:
         try:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+            dashboard = False if address is None else None  # a cluster that stands has its own
+            ray.init(address=address, include_dashboard=dashboard, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:300]
             msg = f"--address {address}: the cluster cannot be reached: {reason}"

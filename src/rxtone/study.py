@@ -9,30 +9,23 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import shutil
-import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import polars as pl
-import yaml
-
-from rxtone.config import Recipe, dump_recipe
-from rxtone.errors import RecipeError, RunError
-from rxtone.run import atomic_path, write_text
-from rxtone.space import Space, applies, apply_settings, drawn_name, grid, settings_of, spelt
+from rxtone.errors import RunError
+from rxtone.space import Space, applies, apply_settings, drawn_name, settings_of, spelt
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import optuna
 
+    from rxtone.config import Recipe
+
 HEARTBEAT_SECONDS = 15.0
-LOST_SECONDS = 600.0
-"""A trial on another machine that was silent for so long is taken for lost."""
 REPEATS = 40
 """Proposals in a row that were tried before, after which the space counts as exhausted."""
 
@@ -173,41 +166,6 @@ def owned(folder: StudyFolder) -> Iterator[None]:
         yield
 
 
-def open_study(
-    folder: StudyFolder, space: Space, recipe: Recipe, *, storage: str | None = None, trials: int | None = None
-) -> Study:
-    """Make a study, or go on with the one that is there.
-
-    Args:
-        folder: Its folder, owned by this process.
-        space: What to search.
-        recipe: What it varies.
-        storage: An Optuna storage URL shared by several machines; None keeps a journal file in the folder.
-        trials: Settings to try; None takes the space's number.
-
-    Returns:
-        The study. Trials of this folder that were running when their process died wait in the queue again.
-
-    Raises:
-        RunError: If the folder holds a study of another space or recipe.
-        RecipeError: If the storage cannot be opened.
-    """
-    _check_same(folder, space, recipe)
-    import optuna
-
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    store = _store(folder, storage, space, recipe)
-    worker = f"{socket.gethostname()}:{folder.path.resolve()}"
-    study = Study(folder, space, recipe, store, trials or space.trials, worker)
-    _requeue_lost(study)
-    if space.sampler == "grid":
-        _enqueue_grid(study)
-    stored = space.model_dump(mode="json") | {"recipe": str(folder.recipe)}  # with the overrides: it can be run again
-    write_text(folder.space, yaml.safe_dump(stored, sort_keys=False))
-    write_text(folder.recipe, dump_recipe(recipe))
-    return study
-
-
 def next_job(study: Study) -> Job | None:
     """The next setting to train.
 
@@ -296,154 +254,6 @@ def finish(study: Study, job: Job, *, facts: dict[str, Any], value: float | None
         return "pruned"
     study.store.tell(job.trial, values=value)
     return "complete"
-
-
-def trial_table(study: Study) -> pl.DataFrame:
-    """One row per trial that ended.
-
-    Args:
-        study: The study.
-
-    Returns:
-        `number, state, macro_f1, reason`, a column per varied recipe key (as text where its values are lists or
-        mappings), `epochs` (macro-F1 after each), per-class F1, trainable parameters, seconds, peak memory,
-        `together` (settings that shared the forward).
-    """
-    keys = list(study.space.parameters)
-    rows = []
-    for trial in study.finished():
-        attrs = trial.user_attrs
-        settings = attrs.get("settings", {})
-        row: dict[str, Any] = {
-            "number": trial.number,
-            "state": {"COMPLETE": "complete", "PRUNED": "pruned"}.get(trial.state.name, "failed"),
-            "macro_f1": trial.value if trial.state.name == "COMPLETE" else None,
-            "reason": attrs.get("reason"),
-            **{key: settings.get(key) for key in keys},
-            "epochs": [trial.intermediate_values[step] for step in sorted(trial.intermediate_values)],
-            "trainable": attrs.get("trainable"),
-            "seconds": attrs.get("seconds"),
-            "reviews_per_second": attrs.get("reviews_per_second"),
-            "peak_memory_bytes": attrs.get("peak_memory_bytes"),
-            "steps": attrs.get("steps"),
-            "together": attrs.get("together"),
-        }
-        row |= {f"f1_{label}": attrs.get("per_class_f1", {}).get(label) for label in study.recipe.data.label.rule}
-        rows.append(row)
-    columns = {key: [row[key] for row in rows] for key in (rows[0] if rows else {"number": 0})}
-    return pl.DataFrame({key: _column(key, values) for key, values in columns.items()})
-
-
-def write_table(study: Study) -> pl.DataFrame:
-    """Write trials.parquet, and return what it holds."""
-    table = trial_table(study)
-    with atomic_path(study.folder.table) as temporary:
-        table.write_parquet(temporary)
-    return table
-
-
-def _column(name: str, values: list[Any]) -> pl.Series:
-    if name == "epochs":
-        return pl.Series(values, dtype=pl.List(pl.Float64))
-    kinds = {type(value) for value in values if value is not None}
-    if len(kinds) > 1 and not kinds <= {int, float}:
-        values = [None if value is None else str(value) for value in values]  # one setting is a word, another a number
-    return pl.Series(values, strict=False)
-
-
-def _check_same(folder: StudyFolder, space: Space, recipe: Recipe) -> None:
-    if not folder.space.is_file():
-        if any(path.name != folder.lock.name for path in folder.path.iterdir()):
-            msg = f"{folder.path}: expected a new folder or a study, found other files; choose another --out"
-            raise RunError(msg)
-        return
-    search = {"trials", "confirm", "recipe"}  # more trials and another confirmation are no other study
-    before = {k: v for k, v in yaml.safe_load(folder.space.read_text("utf-8")).items() if k not in search}
-    now = {k: v for k, v in json.loads(space.model_dump_json()).items() if k not in search}
-    changed = [key for key in now if before.get(key) != now[key]]
-    old, new = yaml.safe_load(folder.recipe.read_text("utf-8")), recipe.model_dump(mode="json")
-    changed += [f"{group}.{key}" for group in new for key in new[group] if old[group].get(key) != new[group][key]]
-    if changed:
-        msg = (
-            f"{folder.path}: holds a study of another space or recipe (differs in {', '.join(changed)}); "
-            "repeat its command to go on with it, or choose another --out"
-        )
-        raise RunError(msg)
-
-
-def _store(folder: StudyFolder, url: str | None, space: Space, recipe: Recipe) -> optuna.Study:
-    import optuna
-    from optuna.storages.journal import JournalFileBackend
-
-    if url is None:
-        _mend_journal(folder.journal)
-        storage: Any = optuna.storages.JournalStorage(JournalFileBackend(str(folder.journal)))
-    else:
-        storage = url
-    samplers, pruners = optuna.samplers, optuna.pruners
-    epochs = max(1, int(recipe.train.num_train_epochs))
-    pruner: optuna.pruners.BasePruner = {
-        "none": pruners.NopPruner(),
-        "median": pruners.MedianPruner(n_startup_trials=4),
-        "hyperband": pruners.HyperbandPruner(min_resource=1, max_resource=epochs),
-    }[space.pruner]
-    try:
-        store = optuna.create_study(
-            storage=storage, study_name=folder.path.name, direction="maximize", load_if_exists=True, pruner=pruner
-        )
-    except Exception as error:  # SQLAlchemy's and drivers' own types
-        reason = " ".join(str(error).split())[:300]
-        msg = f"--storage {url}: cannot be opened: {reason}; expected an Optuna URL such as sqlite:///study.db"
-        raise RecipeError(msg) from None
-    # A resumed search must not draw the numbers again that it started with.
-    seed = space.seed + len(store.get_trials(deepcopy=False))
-    if space.sampler == "tpe":
-        store.sampler = samplers.TPESampler(seed=seed, constant_liar=True)
-    else:
-        store.sampler = samplers.RandomSampler(seed=seed)
-    return store
-
-
-def _mend_journal(journal: Path) -> None:
-    """Undo what a killed writer may leave: half a line at the end, a lock that nobody holds."""
-    for leftover in journal.parent.glob(journal.name + ".lock*"):
-        leftover.unlink(missing_ok=True)
-    if journal.is_file():
-        content = journal.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
-        if len(whole) < len(content):
-            with journal.open("r+b") as stream:
-                stream.truncate(len(whole))
-
-
-def _requeue_lost(study: Study) -> None:
-    import optuna
-
-    states = optuna.trial.TrialState
-    for trial in study.store.get_trials(states=(states.RUNNING,)):
-        silent = time.time() - trial.user_attrs.get("heartbeat", 0.0)
-        if trial.user_attrs.get("worker", study.worker) != study.worker and silent < LOST_SECONDS:
-            continue  # another machine's, and alive
-        handle = optuna.Trial(study.store, trial._trial_id)
-        handle.set_user_attr("requeued", True)
-        handle.set_user_attr("reason", "its process ended while it ran; put back into the queue")
-        drawn = trial.system_attrs.get("fixed_params") or trial.params
-        if drawn:
-            study.store.enqueue_trial(dict(drawn), user_attrs={"again": trial.number})
-        study.store.tell(trial.number, state=states.FAIL)
-
-
-def _enqueue_grid(study: Study) -> None:
-    import numpy as np
-
-    points = grid(study.space, study.recipe)
-    order = np.random.default_rng(study.space.seed).permutation(len(points))
-    known = [
-        trial.system_attrs.get("fixed_params", trial.params) for trial in study.store.get_trials(deepcopy=False)
-    ]  # fmt: skip
-    for index in order:
-        if points[int(index)] not in known:
-            study.store.enqueue_trial(points[int(index)])
 
 
 def _draw(study: Study, trial: optuna.Trial) -> dict[str, Any]:

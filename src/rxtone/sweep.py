@@ -24,11 +24,11 @@ from rxtone.study import (
     clear_trial,
     finish,
     next_job,
-    open_study,
     owned,
     report,
-    write_table,
 )
+from rxtone.study_storage import open_study
+from rxtone.study_table import write_table
 from rxtone.sweep_events import (
     FoldDone,
     StudyOpened,
