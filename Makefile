@@ -8,7 +8,7 @@ BASE ?= google/flan-t5-base
 RECIPE ?= druglib
 OUT ?= runs/$(RECIPE)
 
-.PHONY: setup test browser lint types imports train demo bench clean
+.PHONY: setup test test-extras browser lint types imports train demo bench clean
 
 setup: $(SETUP)
 
@@ -39,6 +39,12 @@ browser:
 test: lint types imports browser
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
+# Ray and bitsandbytes are large, and PEFT loads the latter wherever it is: they have an environment of their own.
+test-extras:
+	$(MAKE) setup VENV=.venv-extras
+	.venv-extras/bin/pip install --quiet --constraint constraints.txt --editable '.[dev,cluster,quant]'
+	OMP_NUM_THREADS=1 .venv-extras/bin/pytest tests/test_cluster.py tests/model/test_quantised.py
+
 # The main job on your table: make train TABLE=reviews.csv BASE=path/or/hub-id
 train: setup
 	$(BIN)/rxtone train $(RECIPE) --set data.train=$(TABLE) --set data.test=null --set model.base=$(BASE) --out $(OUT)
@@ -54,4 +60,4 @@ bench: setup
 	$(BIN)/python -m benchmarks
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) .venv-extras .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -47,6 +47,9 @@ def open_study(
         RecipeError: If the storage cannot be opened.
     """
     _check_same(folder, space, recipe)
+    stored = space.model_dump(mode="json") | {"recipe": str(folder.recipe)}  # with the overrides: it can be run again
+    write_text(folder.recipe, dump_recipe(recipe))
+    write_text(folder.space, yaml.safe_dump(stored, sort_keys=False))  # last: where it stands, both stand
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -56,15 +59,12 @@ def open_study(
     _requeue_lost(study)
     if space.sampler == "grid":
         _enqueue_grid(study)
-    stored = space.model_dump(mode="json") | {"recipe": str(folder.recipe)}  # with the overrides: it can be run again
-    write_text(folder.space, yaml.safe_dump(stored, sort_keys=False))
-    write_text(folder.recipe, dump_recipe(recipe))
     return study
 
 
 def _check_same(folder: StudyFolder, space: Space, recipe: Recipe) -> None:
     if not folder.space.is_file():
-        if any(path.name != folder.lock.name for path in folder.path.iterdir()):
+        if any(path.name != folder.recipe.name and path.name[0] != "." for path in folder.path.iterdir()):
             msg = f"{folder.path}: expected a new folder or a study, found other files; choose another --out"
             raise RunError(msg)
         return

@@ -88,6 +88,7 @@ def importances(done: pl.DataFrame, keys: list[str], *, seed: int = 0) -> dict[s
     """
     import optuna
 
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     usable = [key for key in keys if done[key].null_count() == 0 and done[key].n_unique() > 1]
     if done.height < LEAST_TRIALS or not usable or done["macro_f1"].n_unique() < 2:
         return {}
