@@ -10,10 +10,12 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 from tiny import tiny_values
+from typer.testing import CliRunner
 
 from rxtone import api
+from rxtone.cli import app
 from rxtone.config import check_recipe, load_recipe
-from rxtone.errors import DataError, RunError
+from rxtone.errors import DataError, RecipeError, RunError
 from rxtone.model.base import load_base
 from rxtone.model.lora import adapted, adapter_state
 from rxtone.run import read_json_lines
@@ -306,3 +308,28 @@ def test_the_adapter_of_a_trial_is_that_of_a_run(tiny_base, tiny_table, tmp_path
     for name, tensor in saved.items():
         inner = name.removeprefix("base_model.model.").replace(".weight", ".default.weight")
         assert (state[inner] == tensor).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--engine", "dask"], "--engine: expected local or ray, got 'dask'"),
+        (["--engine", "ray", "--together", "2"], "choose one of them"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(options, message):
+    result = CliRunner().invoke(app, ["sweep", "quick", *options])
+    assert isinstance(result.exception, RecipeError)
+    assert message in str(result.exception)
+
+
+def test_a_storage_that_cannot_be_opened_is_told(tiny_base, tiny_table, tmp_path):
+    with pytest.raises(RecipeError, match=r"--storage nonsense://x: cannot be opened: .* such as sqlite:///study\.db"):
+        list(sweep(space(), recipe(tiny_base, tiny_table), tmp_path / "study", storage="nonsense://x"))
+
+
+def test_a_folder_with_other_files_is_left_alone(tiny_base, tiny_table, tmp_path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(RunError, match="expected a new folder or a study, found other files"):
+        list(sweep(space(), recipe(tiny_base, tiny_table), tmp_path))
+    assert [path.name for path in tmp_path.iterdir() if path.name[0] != "."] == ["thesis.txt"]

@@ -11,6 +11,7 @@ import contextlib
 import logging
 import os
 import tempfile
+import warnings
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -66,7 +67,12 @@ class PackedBase:
 
 def pack_base(base: Base) -> PackedBase:
     """A loaded base in a form that is shared, not copied."""
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in base.model.state_dict().items()}
+    state: dict[str, torch.Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in base.model.state_dict().items():
+        if tensor.data_ptr() not in seen:  # the embedding goes by three names, and would be stored three times
+            seen.add(tensor.data_ptr())
+            state[name] = tensor.detach().cpu().contiguous()
     return PackedBase(
         base.model.config.to_dict(),
         {
@@ -92,10 +98,12 @@ def unpack_base(packed: PackedBase) -> Base:
     with torch.device("meta"):
         model = T5ForConditionalGeneration(T5Config(**packed.config))
     state = {}
-    for name, array in packed.weights.items():
-        tensor = torch.frombuffer(array.data.cast("B"), dtype=getattr(torch, packed.dtypes[name]))
-        state[name] = tensor.view(array.shape)
-    model.load_state_dict(state, assign=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given buffer is not writable", UserWarning)  # nor is it written to
+        for name, array in packed.weights.items():
+            flat = torch.frombuffer(array.data.cast("B"), dtype=getattr(torch, packed.dtypes[name]))
+            state[name] = flat.view(array.shape)
+    model.load_state_dict(state, assign=True, strict=False)  # tied weights come next
     model.tie_weights()
     model.requires_grad_(requires_grad=False)
     model.eval()
