@@ -8,7 +8,7 @@ BASE ?= google/flan-t5-base
 RECIPE ?= druglib
 OUT ?= runs/$(RECIPE)
 
-.PHONY: setup test torture lock browser lint types imports train demo bench reproduce clean
+.PHONY: setup test test-extras torture lock browser lint types imports train demo bench reproduce clean
 
 setup: $(SETUP)
 
@@ -38,6 +38,12 @@ browser:
 # One thread a process: the models of the tests are tiny, and two processes share the machine.
 test: lint types imports browser
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
+
+# Ray and bitsandbytes are large, and PEFT loads the latter wherever it is: they have an environment of their own.
+test-extras:
+	$(MAKE) setup VENV=.venv-extras
+	.venv-extras/bin/pip install --quiet --constraint constraints.txt --editable '.[dev,cluster,quant]'
+	OMP_NUM_THREADS=1 .venv-extras/bin/pytest tests/test_cluster.py tests/model/test_quantised.py
 
 # The promises of docs/reliability.md in their long form: about an hour on one core. SHARE=0.1 makes a tenth of it.
 SHARE ?= 1
@@ -71,4 +77,4 @@ bench: setup
 	$(BIN)/python -m benchmarks
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) .venv-extras .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -117,6 +117,14 @@ class ModelConfig(Group):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """`auto` is bf16 where the device computes it natively, else fp32. fp16 keeps T5's `wo` in
     fp32, without which it overflows."""
+    quantization: Literal["8bit", "4bit"] | None = None
+    """Hold the frozen weights in 8 or 4 bits (bitsandbytes, extra `quant`): less memory, slower on the reference
+    engine, other numbers. Merging goes through the base as it was."""
+
+    @property
+    def weights(self) -> str:
+        """How the base is held: `8bit`, `4bit`, or the precision."""
+        return self.quantization or self.precision
 
 
 class LoraSettings(Group):
@@ -166,7 +174,8 @@ class TrainConfig(Group):
     max_steps: Positive | None = None
     """Stop after so many optimiser steps, whatever the epochs say."""
     per_device_train_batch_size: Positive = 8
-    """Reviews per batch; with `tokens_per_batch`, the size that is aimed at on average."""
+    """Reviews per batch; with `tokens_per_batch`, the size that is aimed at on average. Several processes share
+    each batch: the same step, whatever their number."""
     tokens_per_batch: Positive | None = None
     """Padded tokens per batch: long reviews then come in smaller batches. Null: a fixed count."""
     gradient_accumulation_steps: Positive = 1
@@ -272,6 +281,15 @@ class Recipe(Group):
     track: TrackConfig = TrackConfig()
     aspects: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$")], AspectConfig] = {}
     """Name -> further question; its adapter goes to `adapters/<name>` of the run."""
+
+    @model_validator(mode="after")
+    def _quantised_weights_stay_whole(self) -> Recipe:
+        if self.model.quantization and self.lora.variant == "pissa":
+            msg = (
+                "lora.variant: pissa takes the base's weights apart, which quantised ones do not allow; choose another"
+            )
+            raise ValueError(msg)
+        return self
 
     @model_validator(mode="after")
     def _weights_name_the_labels(self) -> Recipe:
@@ -394,6 +412,12 @@ def offline() -> bool:
     """Whether HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE asks for no network."""
     on = {"1", "true", "yes", "on"}
     return any(os.environ.get(name, "").lower() in on for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
+
+
+def process_place() -> tuple[int, int, int]:
+    """Rank, number of processes and rank on this machine, as torchrun and accelerate tell it; else 0, 1, 0."""
+    environment = os.environ
+    return int(environment.get("RANK", 0)), int(environment.get("WORLD_SIZE", 1)), int(environment.get("LOCAL_RANK", 0))
 
 
 def _read_yaml(recipe: str | Path) -> dict[str, Any]:
