@@ -136,7 +136,7 @@ def share_base(
                 own = Pair(
                     nn.Parameter(layer.lora_A["default"].weight.detach().clone()),  # type: ignore[union-attr, index]
                     nn.Parameter(layer.lora_B["default"].weight.detach().clone()),  # type: ignore[union-attr, index]
-                    float(layer.scaling["default"]),  # type: ignore[index, arg-type]
+                    float(layer.scaling["default"]),  # type: ignore[index]
                     lora.lora_dropout,
                 )
                 pairs.setdefault(name, {})[index] = own

@@ -174,7 +174,7 @@ def _own_step(
     rate = learning_rate(own.progress.step, total, own.train)
     parameters = [parameter for parameter in own.parameters.values() if parameter.grad is not None]
     for parameter in parameters:
-        parameter.grad.div_(weight)
+        parameter.grad.div_(weight)  # type: ignore[union-attr]  # filtered above
     norm = torch.nn.utils.clip_grad_norm_(parameters, own.train.max_grad_norm)
     if not (math.isfinite(loss) and torch.isfinite(norm)):
         return RunError(
