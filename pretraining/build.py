@@ -145,9 +145,7 @@ def main() -> None:
     stages = arguments.stages.split(",")
     if "distill" in stages:
         # No decay: the instruction tuning goes on from here with the same loss beside its own.
-        run_distillation(
-            shop, DistillPlan(arguments.distill_steps, arguments.distill_rate, decay=0.0), arguments.positions
-        )
+        run_distillation(shop, DistillPlan(arguments.distill_steps, arguments.distill_rate, decay=0.0), arguments.positions)
     if "instruct" in stages:
         plan = DistillPlan(arguments.instruct_steps, learning_rate=1.5e-4, warmup=100, decay=0.7, probe_every=500)
         run_instruction_tuning(shop, plan)
