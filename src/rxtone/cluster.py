@@ -207,7 +207,7 @@ def _hear(
 
     out = running[task]
     try:
-        event = ray.get(next(task))  # a generator of references
+        event = ray.get(next(task))
     except StopIteration:
         del running[task]
         yield _ended(study, out)
