@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 
 PACKAGES = ("rxtone", "torch", "transformers", "peft", "tokenizers", "safetensors", "polars", "numpy", "scikit-learn")
 
+SHOWN_CHARS = 500
+"""Characters of a suspect review that the report shows."""
+
 
 def write_evaluation(
     run: RunFolder, classifier: Classifier, recipe: Recipe, prepared: Prepared, evaluation: Evaluation
@@ -141,9 +144,8 @@ def _suspects(recipe: Recipe, prepared: Prepared, metrics: dict[str, Any]) -> li
         )  # fmt: skip
         if recipe.evaluation.texts:
             review = reviews[suspect["row"]]
-            example["text"] = "\n".join(
-                [f"{name}: {text}" for name, text in review.fields] + [review.text or ""]
-            ).strip()
+            text = "\n".join([*(f"{name}: {text}" for name, text in review.fields), review.text or ""]).strip()
+            example["text"] = text if len(text) <= SHOWN_CHARS else text[:SHOWN_CHARS].rstrip() + " …"
         shown.append(example)
     return shown
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -77,6 +78,8 @@ def compare(
         print(f"{name}: macro-F1 {metrics['macro_f1']:.3f}{interval}, accuracy {metrics['accuracy']:.3f}")
     for pair in comparison["pairs"]:
         print(pair["verdict"])
+    for note in comparison["notes"]:
+        print(f"note: {note}", file=sys.stderr)
 
 
 def drift(

@@ -95,11 +95,12 @@ def _slices(recipe: Recipe, prepared: Prepared) -> tuple[dict[str, list[str | No
         return {}, []
     test = recipe.data.test if prepared.held_out_name == TEST else None
     frame = read_table(test or recipe.data.train, cache_dir()).frame
-    there = [column for column in recipe.evaluation.slice_by if column in frame.columns]
+    # The column of groups is sliced by already.
+    there = [name for name in recipe.evaluation.slice_by if name in frame.columns and name != recipe.data.group_by]
     cells = {column: frame[column].fill_null("").to_list() for column in there}
     rows = [review.row - 1 for review in prepared.held_out]
     found = {column: [values[row].strip() or None for row in rows] for column, values in cells.items()}
-    return found, [column for column in recipe.evaluation.slice_by if column not in there]
+    return found, [name for name in recipe.evaluation.slice_by if name not in frame.columns]
 
 
 def _suspect_labels(reviews: Sequence[Review], labels: Sequence[str]) -> dict[str, Any] | None:
@@ -206,7 +207,7 @@ def compare_runs(classifiers: Mapping[str, Classifier], source: str, out: Path |
         out: Folder for comparison.json and comparison.html, made where missing; None writes nothing.
 
     Returns:
-        What `rxtone.evaluation.compare.compare` gives.
+        What `rxtone.evaluation.compare.compare` gives, and `notes`: which runs may have seen the reviews.
     """
     first, *_ = classifiers
     spec = classifiers[first].spec
@@ -217,6 +218,8 @@ def compare_runs(classifiers: Mapping[str, Classifier], source: str, out: Path |
     comparison = compare_classifiers(
         classifiers, reviews, policies=policies, baselines=_refitted(classifiers[first], record, reviews)
     )
+    notes = _seen_notes(list(classifiers), reviews)
+    comparison["notes"] = notes
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         page = render_comparison({
@@ -225,10 +228,27 @@ def compare_runs(classifiers: Mapping[str, Classifier], source: str, out: Path |
             "table": table.path,
             "comparison": comparison,
             "commands": [f"rxtone compare {' '.join(classifiers)} --on {source} --out {out}"],
+            "notes": notes,
         })  # fmt: skip
         write_text(out / "comparison.html", page)
         write_json(out / "comparison.json", comparison)
     return comparison
+
+
+def _seen_notes(names: Sequence[str], reviews: Sequence[Review]) -> list[str]:
+    """Which runs were trained on the reviews, and of which that is not known."""
+    notes = []
+    for name in names:
+        record = _data_record(Path(name))
+        if record is None:
+            notes.append(
+                f"{name}: there is no data.json beside it, so whether it was trained on these reviews is not known."
+            )
+            continue
+        seen = set(record["training_text_hashes"])
+        if repeats := sum(text_hash(review) in seen for review in reviews):
+            notes.append(f"{name} was trained on {repeats} of these {len(reviews)} reviews: no test of it.")
+    return notes
 
 
 def drift_of(classifier: Classifier, folder: Path, source: str, out: Path | None = None) -> dict[str, Any]:
