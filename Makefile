@@ -48,10 +48,11 @@ demo: setup
 	rm -rf runs/demo
 	$(BIN)/rxtone demo --out runs/demo
 
-# Speed and memory beside the peers; takes hours at full size. Needs ../shared for shapes and texts.
+# Speed and memory beside the peers, the most important first, on an idle machine. Needs ../shared for shapes and texts.
+WINDOW ?= 25m
 bench: setup
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks --window $(WINDOW)
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
