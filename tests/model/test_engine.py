@@ -205,17 +205,16 @@ def half_precision_errors(seed: int) -> tuple[float, float, float, float]:
 
 
 def test_half_precision_is_as_close_to_single_as_the_reference() -> None:
-    """At most 1.2 times the error of transformers and PEFT, pooled over models.
+    """At most 1.2 times the error of transformers and PEFT, in the geometric mean over models.
 
-    On one model of this size the ratio of two rounding errors is mostly chance: over 16 seeds it lies between
-    0.5 and 1.4 forward and between 0.8 and 1.3 backward, with medians of 0.97 and 1.03. Pooled it is 0.99 and
-    1.07.
+    On one model of this size the ratio of two rounding errors is mostly chance: over 15 seeds it lies between
+    0.5 and 1.4 forward and between 0.8 and 1.6 backward, with geometric means of 0.93 and 1.02.
     """
-    errors = [half_precision_errors(seed) for seed in range(6)]
-    own, reference, ours, theirs = (sum(values) for values in zip(*errors, strict=True))
-    assert reference > 0
-    assert (own / reference) ** 0.5 < 1.2
-    assert (ours / theirs) ** 0.5 < 1.2
+    errors = torch.tensor([half_precision_errors(seed) for seed in range(8)], dtype=torch.float64)
+    assert errors.min() > 0
+    forward, backward = (errors[:, 0] / errors[:, 1]).sqrt(), (errors[:, 2] / errors[:, 3]).sqrt()
+    assert forward.log().mean().exp() < 1.2
+    assert backward.log().mean().exp() < 1.2
 
 
 def test_padding_and_neighbours_change_nothing() -> None:
