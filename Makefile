@@ -71,10 +71,11 @@ demo: setup
 reproduce: setup
 	$(BIN)/python -m benchmarks.reproduce --base $(BASE)
 
-# Speed and memory beside the peers; takes hours at full size. Needs ../shared for shapes and texts.
+# Speed and memory beside the peers, the most important first, on an idle machine. Needs ../shared for shapes and texts.
+WINDOW ?= 25m
 bench: setup
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks --window $(WINDOW)
 
 clean:
 	rm -rf $(VENV) .venv-extras .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

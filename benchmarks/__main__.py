@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import re
+import signal
 import statistics
 import subprocess
 import sys
@@ -126,10 +127,15 @@ def run(measurement: Measurement, words: Sequence[str], left: float) -> str:
     if left < measurement.least:
         return f"not measured: {left:.0f} s of the window left"
     started = time.monotonic()
+    process = subprocess.Popen(words, start_new_session=True)
     try:
-        code = subprocess.run(words, check=False, timeout=left).returncode
+        code = process.wait(timeout=left)
     except subprocess.TimeoutExpired:
         return f"not measured: stopped after {left:.0f} s, at the end of the window"
+    finally:
+        if process.poll() is None:  # with what it started: servers, fresh interpreters
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
     return f"measured in {time.monotonic() - started:.0f} s" if code == 0 else f"not measured: exit code {code}"
 
 
@@ -154,8 +160,8 @@ def reached(results: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
         rows.append([name, f"{sign} {target}x", f"{median:.2f}x", span, "yes" if met else "no"])
     served = results.get("serving")
     if served is None:
-        rows += [[name, aim, "not measured", "", ""] for name, aim in (("one review over HTTP", "<= 15 ms"),)]
-        return rows
+        rows.append(["one review over HTTP, p50", "<= 15 ms", "not measured", "", ""])
+        return [*rows, ["32 clients vs no batching", ">= 3x", "not measured", "", ""]]
     p50, ratio = served["one_review_ms"]["p50"], served["ratio"]
     span = f"p99 {served['one_review_ms']['p99']:.1f}"
     rows.append(["one review over HTTP, p50", "<= 15 ms", f"{p50:.1f} ms", span, "yes" if p50 <= 15 else "no"])

@@ -20,6 +20,7 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
     DataCollatorForSeq2Seq,
+    PrinterCallback,
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
 )
@@ -175,6 +176,7 @@ def trainer(folder: Path, prompts: Prompts, *, autocast: bool) -> tuple[Callable
             # Its state is global and holds the precision of the last trainer.
             AcceleratorState._reset_state(reset_partial_state=True)
             run = Seq2SeqTrainer(model=model, args=arguments, train_dataset=data, data_collator=collator)
+            run.remove_callback(PrinterCallback)
             return float(run.train().training_loss)
 
     return epoch, lambda: dropless_loss(model, prompts)

@@ -33,9 +33,11 @@ if TYPE_CHECKING:
 SERVER = """
 import sys
 from rxtone.model.base import quiet_transformers
+from rxtone.model.host import prepare_host
 from rxtone.serving.limits import Limits
 from rxtone.serving.server import run_server
 quiet_transformers()
+prepare_host()
 limits = Limits(batch_texts=int(sys.argv[3]), queue_seconds=1e9)
 run_server([sys.argv[1]], base=sys.argv[2] or None, port=0, page=False, precision=sys.argv[4] or None, limits=limits)
 """

@@ -72,11 +72,16 @@ class WorkCounter(TorchDispatchMode):
         if name in _RANDOM and isinstance(out, Tensor):
             self.work.draws += out.numel()
         given = tree_leaves((args, kwargs or {}))  # outputs written in place come as keywords
-        known = {leaf.untyped_storage().data_ptr() for leaf in given if isinstance(leaf, Tensor)}
+        known = {leaf.untyped_storage().data_ptr() for leaf in given if _has_storage(leaf)}
         for leaf in tree_leaves(out):
-            if isinstance(leaf, Tensor) and leaf.untyped_storage().data_ptr() not in known:
+            if _has_storage(leaf) and leaf.untyped_storage().data_ptr() not in known:
                 self.work.bytes += leaf.untyped_storage().nbytes()
         return out
+
+
+def _has_storage(leaf: object) -> bool:
+    """Not so oneDNN's packed weights."""
+    return isinstance(leaf, Tensor) and leaf.layout is torch.strided
 
 
 def _operations(name: str, tensors: list[Tensor]) -> int:

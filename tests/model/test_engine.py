@@ -28,8 +28,9 @@ def tiny(
     dtype: torch.dtype = torch.float64,
     dropout: float = 0.0,
     act: str = "gelu",
+    seed: int = 7,
 ) -> T5ForConditionalGeneration:
-    torch.manual_seed(7)
+    torch.manual_seed(seed)
     config = T5Config(
         vocab_size=61,
         d_model=24,
@@ -185,24 +186,35 @@ def test_single_precision() -> None:
     assert_same_training(adapted(tiny(dtype=torch.float32)), RAGGED, 2, 1e-5)
 
 
-def test_half_precision_is_as_close_to_single_as_the_reference() -> None:
-    """Errors against the same weights in fp32: at most 1.2 times those of transformers and PEFT."""
-    half = adapted(tiny(dtype=torch.bfloat16), dtype=torch.float32).train()
-    single = adapted(tiny(dtype=torch.bfloat16).float()).train()
+def half_precision_errors(seed: int) -> tuple[float, float, float, float]:
+    """Squared errors in bf16 against the same weights in fp32: log-probabilities of the engine and of the
+    reference, gradients of the engine and of the reference."""
+    half = adapted(tiny(dtype=torch.bfloat16, seed=seed), dtype=torch.float32).train()
+    single = adapted(tiny(dtype=torch.bfloat16, seed=seed).float()).train()
     lengths = tuple(range(3, 60, 3))
     rows, targets = prompts(lengths), targets_of(len(lengths))
     exact = reference_log_probs(single, rows, targets)
     reference = reference_log_probs(half, rows, targets)
     own = engine_of(half).target_log_probs(*flatten(rows), targets)
+    forward = [float((found - exact).detach().square().sum()) for found in (own, reference)]
     _, want = gradients(single, exact, targets)
     _, theirs = gradients(half, reference, targets)
     _, ours = gradients(half, own, targets)
-    assert (own - exact).norm() < 1.2 * (reference - exact).norm()
+    backward = [sum(float((grads[n] - want[n]).square().sum()) for n in want) for grads in (ours, theirs)]
+    return (forward[0], forward[1], backward[0], backward[1])
 
-    def error(grads: dict[str, Tensor]) -> float:
-        return float(torch.cat([(grads[n] - want[n]).flatten() for n in want]).norm())
 
-    assert error(ours) < 1.2 * error(theirs)
+def test_half_precision_is_as_close_to_single_as_the_reference() -> None:
+    """At most 1.2 times the error of transformers and PEFT, in the geometric mean over models.
+
+    On one model of this size the ratio of two rounding errors is mostly chance: over 15 seeds it lies between
+    0.5 and 1.4 forward and between 0.8 and 1.6 backward, with geometric means of 0.93 and 1.02.
+    """
+    errors = torch.tensor([half_precision_errors(seed) for seed in range(8)], dtype=torch.float64)
+    assert errors.min() > 0
+    forward, backward = (errors[:, 0] / errors[:, 1]).sqrt(), (errors[:, 2] / errors[:, 3]).sqrt()
+    assert forward.log().mean().exp() < 1.2
+    assert backward.log().mean().exp() < 1.2
 
 
 def test_padding_and_neighbours_change_nothing() -> None:
@@ -343,8 +355,7 @@ def test_no_gradient_is_computed_below_the_lowest_adapter() -> None:
     assert [n for n in names if "FeedForwardSublayer" in n.name()]
 
 
-@pytest.mark.parametrize("steps", [15, pytest.param(100, marks=pytest.mark.torture)])
-def test_training_gives_the_references_loss_curve(steps: int) -> None:
+def test_training_gives_the_references_loss_curve() -> None:
     """AdamW on the adapters at dropout 0, in double precision: two runs from the same start."""
     rows, targets = prompts((7, 12, 5, 9)), targets_of(4)
     curves = []
@@ -353,7 +364,7 @@ def test_training_gives_the_references_loss_curve(steps: int) -> None:
         engine = engine_of(model)
         optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
         curve = []
-        for _ in range(steps):
+        for _ in range(100):
             if fast:
                 log_probs = engine.target_log_probs(*flatten(rows), targets)
             else:
@@ -366,3 +377,18 @@ def test_training_gives_the_references_loss_curve(steps: int) -> None:
         curves.append(torch.tensor(curve))
     assert curves[0][-1] < 0.9 * curves[0][0]  # it learned
     assert (curves[0] - curves[1]).abs().max() < 1e-5
+
+
+def test_loss_under_dropout_has_the_references_distribution() -> None:
+    """Masks differ, so single losses do; over 60 draws the means agree within their standard errors."""
+    model = adapted(tiny(dropout=0.1, dtype=torch.float32), dropout=0.1).train()
+    rows, targets = prompts(RAGGED), targets_of(len(RAGGED))
+    engine = engine_of(model)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        own = torch.stack([-engine.target_log_probs(*flatten(rows), targets).mean() for _ in range(60)])
+        reference = torch.stack([-reference_log_probs(model, rows, targets).mean() for _ in range(60)])
+    error = float(((own.var() + reference.var()) / 60).sqrt())
+    assert error > 0
+    assert abs(float(own.mean() - reference.mean())) < 4 * error
+    assert 0.6 < float(own.std() / reference.std()) < 1.7

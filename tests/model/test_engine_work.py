@@ -5,6 +5,8 @@ elimination, not a percent.
 """
 
 import importlib
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -95,3 +97,59 @@ def test_work_of_linear_maps_grows_with_tokens_not_with_the_longest_review(work:
 
     even, skewed = operations([32] * 16), operations([200] + [21] * 14 + [18])
     assert skewed < 1.25 * even  # 512 tokens each; padded to the longest, the second would cost 6 times the first
+
+
+def reference_scores(model: PeftModel, rows: list[list[int]]) -> None:
+    ids = torch.tensor([[*r, *[0] * (WIDTH - len(r))] for r in rows])
+    start = torch.zeros(len(rows), 1, dtype=torch.int64)
+    model(input_ids=ids, attention_mask=(ids != 0).long(), decoder_input_ids=start, use_cache=False)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_scoring_allocates_and_calls_less_than_the_reference(
+    work: Any, dtype: torch.dtype, record_property: Callable[[str, object], None]
+) -> None:
+    model, rows = build().merge_and_unload().to(dtype).eval(), prompts()
+    engine = Engine.plan(model)
+    assert isinstance(engine, Engine)
+
+    def score() -> None:
+        engine.label_scores(*flatten(rows), [(7,), (8,), (9,)], with_eos=False)
+
+    with torch.inference_mode():
+        own, reference = work.count(score), work.count(lambda: reference_scores(model, rows))
+        begun = time.perf_counter()
+        score()
+    record_property("scoring_seconds", time.perf_counter() - begun)  # reported, never asserted
+    share_of_tokens = sum(LENGTHS) / (WIDTH * len(LENGTHS))  # 0.55
+    assert own.operations < 0.95 * share_of_tokens * reference.operations
+    assert own.bytes < 0.5 * reference.bytes
+    assert own.calls < 2 * reference.calls  # views and blocks of similar lengths included
+    assert own.draws == 0
+
+
+def test_kernel_calls_do_not_grow_with_reviews_of_one_length(work: Any) -> None:
+    engine = Engine.plan(build().eval())
+    assert isinstance(engine, Engine)
+
+    def calls(reviews: int) -> int:
+        rows = [[2] * 30] * reviews
+        with torch.no_grad():
+            return work.count(lambda: engine.label_scores(*flatten(rows), [(7,), (8,)], with_eos=False)).calls
+
+    assert calls(24) == calls(3)
+
+
+@pytest.mark.skipif(not torch.cpu._is_vnni_supported(), reason="this CPU has no 8-bit dot products")
+def test_int8_multiplies_no_row_in_full_precision_that_it_can_multiply_in_8_bits(work: Any) -> None:
+    model = build().merge_and_unload().eval()
+    exact = Engine.plan(model)
+    assert isinstance(exact, Engine)
+    eight = exact.int8()
+    assert isinstance(eight, Engine)
+    rows = prompts()
+    with torch.inference_mode():
+        full = work.count(lambda: exact.label_scores(*flatten(rows), [(7,), (8,)], with_eos=False))
+        rest = work.count(lambda: eight.label_scores(*flatten(rows), [(7,), (8,)], with_eos=False))
+    tokens, layers, d, ff, inner = sum(LENGTHS), 4, 96, 256, 96
+    assert full.operations - rest.operations > tokens * layers * 2 * (4 * d * inner + 3 * d * ff)

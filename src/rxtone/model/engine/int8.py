@@ -3,8 +3,9 @@
 Weights: symmetric, one scale per output row, made once (this is the one place where the engine copies
 weights). Activations: symmetric, one scale per token, made on the fly: T5's activations have tokens a hundred
 times larger than others, which one scale per tensor would flatten. The kernel takes one activation scale per
-call, so a token's scale is left out of it and multiplied into the token's output row. That scale is rounded
-to bf16 before it is used, so multiplying by it later adds no error of its own.
+call, so a token's scale s_i is left out of it and multiplied into the token's output row: x_i ~ s_i c_i gives
+x_i W^T ~ s_i (c_i W^T). That scale is rounded to bf16 before it is used, so multiplying by it later adds no error
+of its own. T5's norm multiplies a row by one number, which joins s_i: no normalised row is written.
 
 Attention, norms and the folded projections of cross-attention stay in the model's dtype.
 """

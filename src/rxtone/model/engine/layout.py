@@ -126,8 +126,10 @@ def plan_layout(lengths: Sequence[int], heads: int, device: torch.device) -> Lay
     starts = [0]
     for length in lengths:
         starts.append(starts[-1] + length)
-    tokens = torch.cat([torch.arange(starts[i], starts[i] + lengths[i]) for i in order])
     ordered = [lengths[i] for i in order]
+    sizes = torch.tensor(ordered)
+    shift = torch.tensor([starts[i] for i in order]) - (torch.cumsum(sizes, 0) - sizes)
+    tokens = torch.arange(starts[-1]) + torch.repeat_interleave(shift, sizes)
     blocks, first, row = [], 0, 0
     for stop in _cuts(ordered, heads):
         block = _block(ordered[first:stop], first, row, device)
