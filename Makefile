@@ -39,7 +39,7 @@ browser:
 test: lint types imports browser
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
-# The promises of docs/reliability.md in their long form: about an hour on one core. SHARE=0.1 makes a tenth of it.
+# The promises of docs/reliability.md in their long form: more than an hour on one core. SHARE=0.1 makes a tenth of it.
 SHARE ?= 1
 torture: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m tests.torture --share $(SHARE) --out torture.json
