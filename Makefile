@@ -8,7 +8,7 @@ BASE ?= google/flan-t5-base
 RECIPE ?= druglib
 OUT ?= runs/$(RECIPE)
 
-.PHONY: setup test torture lock browser lint types imports train demo bench clean
+.PHONY: setup test test-extras torture lock browser lint types imports train demo bench reproduce clean
 
 setup: $(SETUP)
 
@@ -39,6 +39,12 @@ browser:
 test: lint types imports browser
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
+# Ray and bitsandbytes are large, and PEFT loads the latter wherever it is: they have an environment of their own.
+test-extras:
+	$(MAKE) setup VENV=.venv-extras
+	.venv-extras/bin/pip install --quiet --constraint constraints.txt --editable '.[dev,cluster,quant]'
+	OMP_NUM_THREADS=1 .venv-extras/bin/pytest tests/test_cluster.py tests/model/test_quantised.py
+
 # The promises of docs/reliability.md in their long form: more than an hour on one core. SHARE=0.1 makes a tenth of it.
 SHARE ?= 1
 torture: setup
@@ -61,10 +67,14 @@ demo: setup
 	rm -rf runs/demo
 	$(BIN)/rxtone demo --out runs/demo
 
+# Full-size quality: both recipes, 5 seeds, the official split; fills docs/quality.md. Needs the hub, or BASE=bundled.
+reproduce: setup
+	$(BIN)/python -m benchmarks.reproduce --base $(BASE)
+
 # Speed and memory beside the peers; takes hours at full size. Needs ../shared for shapes and texts.
 bench: setup
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python -m benchmarks
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) .venv-extras .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import math
 import os
 import platform
 import statistics
@@ -23,9 +24,11 @@ from typing import Any
 
 import matplotlib as mpl
 import torch
+import transformers
 from tokenizers import Tokenizer
 
 from benchmarks.make_base import make_base
+from rxtone.model.host import prepare_host
 
 MAX_TOKENS = 256
 LABELS = ("positive", "neutral", "negative")
@@ -61,11 +64,14 @@ class Contender:
         name: In the table.
         settings: How it was configured, printed with the results.
         run: Does the whole round; what it returns is kept for checks.
+        check: A number that should agree between contenders, such as a loss without dropout; asked before the
+            first round and after the last, untimed.
     """
 
     name: str
     settings: str
     run: Callable[[], Any]
+    check: Callable[[], float] | None = None
 
 
 @dataclass
@@ -77,6 +83,7 @@ class Timing:
     seconds: list[float] = field(default_factory=list)
     cpu_seconds: list[float] = field(default_factory=list)
     results: list[Any] = field(default_factory=list)
+    checks: list[float] = field(default_factory=list)
 
     def rate(self, reviews: int) -> float:
         """Reviews per second of the median round."""
@@ -98,6 +105,39 @@ class Options:
     reviews: int
     rounds: int
     threads: int
+    seconds: float = math.inf
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What a measurement is made on.
+
+    Attributes:
+        opts: The command line.
+        machine: The machine and the libraries.
+        folder: The base model.
+        prompts: The reviews.
+    """
+
+    opts: Options
+    machine: Mapping[str, Any]
+    folder: Path
+    prompts: Prompts
+
+
+def set_up(description: str | None, *, reviews: int, rounds: int = 3) -> Bench:
+    """Parse the command line and prepare what every measurement needs.
+
+    Args:
+        description: The module's docstring.
+        reviews: Default number of reviews.
+        rounds: Default number of rounds.
+
+    Returns:
+        Options, machine, base and reviews.
+    """
+    opts = options(description, reviews=reviews, rounds=rounds)
+    return Bench(opts, machine(opts.threads), base_folder(opts), load_prompts(opts))
 
 
 def options(description: str | None, *, reviews: int, rounds: int = 3) -> Options:
@@ -119,7 +159,11 @@ def options(description: str | None, *, reviews: int, rounds: int = 3) -> Option
     parser.add_argument("--reviews", type=int, default=reviews)
     parser.add_argument("--rounds", type=int, default=rounds)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--seconds", type=float, default=math.inf, help="no new round is begun after so many")
     given = parser.parse_args()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    prepare_host()  # what rxtone's commands do; every contender in the process gains by it
     torch.set_num_threads(given.threads)
     return Options(
         given.shared,
@@ -129,6 +173,7 @@ def options(description: str | None, *, reviews: int, rounds: int = 3) -> Option
         given.reviews,
         given.rounds,
         given.threads,
+        given.seconds,
     )
 
 
@@ -174,29 +219,40 @@ def load_prompts(opts: Options, *, max_tokens: int = MAX_TOKENS) -> Prompts:
     return Prompts(tuple(ids), tuple(labels))
 
 
-def interleave(contenders: Sequence[Contender], rounds: int, *, warm_up: bool = True) -> list[Timing]:
-    """Time the contenders in turn.
+def interleave(contenders: Sequence[Contender], opts: Options) -> list[Timing]:
+    """Time the contenders in turn, after one untimed round.
 
     Args:
         contenders: Who takes part.
-        rounds: How often each runs.
-        warm_up: Run each once before, untimed.
+        opts: The options: `rounds` at most, at least one, and none begun that `seconds` would not hold.
 
     Returns:
         One timing per contender, in their order.
     """
+    begun = time.monotonic()
     timings = [Timing(c.name, c.settings) for c in contenders]
-    if warm_up:
-        for contender in contenders:
-            contender.run()
-    for _ in range(rounds):
+    _check(contenders, timings)
+    for contender in contenders:
+        contender.run()
+    for done in range(opts.rounds):
+        longest = sum(max(timing.seconds, default=0.0) for timing in timings)
+        if done and time.monotonic() - begun + longest > opts.seconds:
+            print(f"{done} of {opts.rounds} rounds: the time is used up", flush=True)
+            break
         for contender, timing in zip(contenders, timings, strict=True):
             start, own = time.perf_counter(), time.process_time()
             result = contender.run()
             timing.seconds.append(time.perf_counter() - start)
             timing.cpu_seconds.append(time.process_time() - own)
             timing.results.append(result)
+    _check(contenders, timings)
     return timings
+
+
+def _check(contenders: Sequence[Contender], timings: Sequence[Timing]) -> None:
+    for contender, timing in zip(contenders, timings, strict=True):
+        if contender.check is not None:
+            timing.checks.append(contender.check())
 
 
 def machine(threads: int) -> dict[str, Any]:
@@ -210,7 +266,6 @@ def machine(threads: int) -> dict[str, Any]:
     """
     import accelerate  # type: ignore[import-untyped]
     import peft
-    import transformers
 
     model = "unknown"
     cpuinfo = Path("/proc/cpuinfo")
@@ -280,17 +335,59 @@ def rate_table(timings: Sequence[Timing], reviews: int, versus: Sequence[str]) -
         A Markdown table.
     """
     by_name = {t.name: t for t in timings}
-    ratio_names = [f"vs {name}: wall / cpu" for name in versus]
+    ratio_names = [f"vs {name}: wall (min-max) / cpu" for name in versus]
     rows = [["contender", "reviews/s", "min-max over rounds", "reviews/cpu-s", *ratio_names]]
     for timing in timings:
         low, high = reviews / max(timing.seconds), reviews / min(timing.seconds)
         ratios = []
         for other in (by_name[name] for name in versus):
             wall = timing.rate(reviews) / other.rate(reviews)
-            ratios.append(f"{wall:.2f}x / {timing.cpu_rate(reviews) / other.cpu_rate(reviews):.2f}x")
+            each = ratios_by_round(timing, other)
+            span = f"{min(each):.2f}-{max(each):.2f}"
+            ratios.append(f"{wall:.2f}x ({span}) / {timing.cpu_rate(reviews) / other.cpu_rate(reviews):.2f}x")
         cpu = f"{timing.cpu_rate(reviews):.2f}"
         rows.append([timing.name, f"{timing.rate(reviews):.2f}", f"{low:.2f}-{high:.2f}", cpu, *ratios])
     return table(rows)
+
+
+def ratios_by_round(timing: Timing, other: Timing) -> list[float]:
+    """How many times as fast as another, round by round.
+
+    Args:
+        timing: Of one contender.
+        other: Of the other.
+
+    Returns:
+        One ratio per round.
+    """
+    return [b / a for a, b in zip(timing.seconds, other.seconds, strict=True)]
+
+
+def settings_list(timings: Sequence[Timing]) -> str:
+    """How each contender was configured.
+
+    Args:
+        timings: Of the contenders.
+
+    Returns:
+        A Markdown list.
+    """
+    return "\n".join(f"- {timing.name}: {timing.settings}" for timing in timings)
+
+
+def publish(bench: Bench, name: str, question: str, found: Mapping[str, Any], text: str) -> None:
+    """Print a result and write it with all that is needed to read it.
+
+    Args:
+        bench: What was measured on.
+        name: File name without suffix; the size is added.
+        question: What was asked.
+        found: The data.
+        text: The table.
+    """
+    about = {"question": question, "size": bench.opts.size, "machine": bench.machine}
+    about |= {"lengths": lengths_summary(bench.prompts)}
+    write(bench.opts, f"{name}-{bench.opts.size}", about | dict(found), text)
 
 
 def write(opts: Options, name: str, result: Mapping[str, Any], text: str) -> None:

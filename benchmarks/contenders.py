@@ -32,7 +32,9 @@ def planned(model: torch.nn.Module) -> Engine:
     return engine
 
 
-def training(folder: Path, prompts: Prompts, *, dtype: torch.dtype = torch.bfloat16) -> Callable[[], float]:
+def training(
+    folder: Path, prompts: Prompts, *, dtype: torch.dtype = torch.bfloat16
+) -> tuple[Callable[[], float], Callable[[], float]]:
     """Train with the engine: bf16 base, fp32 adapters, AdamW 3e-4, clipping at 1, batches of 8.
 
     Args:
@@ -41,7 +43,8 @@ def training(folder: Path, prompts: Prompts, *, dtype: torch.dtype = torch.bfloa
         dtype: Of the base.
 
     Returns:
-        A function that trains one epoch and returns its mean loss.
+        A function that trains one epoch and returns its mean loss, and one that gives the loss of the first
+        batch without dropout, by the engine.
     """
     model = with_adapter(load_base(folder, dtype)).train()
     trainable = [p for p in model.parameters() if p.requires_grad]
@@ -62,14 +65,23 @@ def training(folder: Path, prompts: Prompts, *, dtype: torch.dtype = torch.bfloa
             total, steps = total + float(loss.detach()), steps + 1
         return total / steps
 
-    return epoch
+    def check() -> float:
+        model.eval()
+        rows = range(min(_BATCH, len(prompts.ids)))
+        targets = torch.tensor([[*LABEL_TOKENS[prompts.labels[i]], EOS] for i in rows])
+        with torch.no_grad():
+            log_probs = engine.target_log_probs(*flatten([prompts.ids[i] for i in rows]), targets)
+        model.train()
+        return -float(log_probs.mean())
+
+    return epoch, check
 
 
-def scoring(folder: Path, prompts: Prompts, *, int8: bool) -> Callable[[], list[int]]:
+def scoring(model: torch.nn.Module, prompts: Prompts, *, int8: bool) -> Callable[[], list[int]]:
     """Score labels with the engine, merged bf16 weights, with or without 8-bit linear maps.
 
     Args:
-        folder: The base.
+        model: The base in bf16, in evaluation mode.
         prompts: The reviews.
         int8: Quantise the linear maps.
 
@@ -79,7 +91,7 @@ def scoring(folder: Path, prompts: Prompts, *, int8: bool) -> Callable[[], list[
     Raises:
         SystemExit: int8 is not to be had here.
     """
-    engine = planned(load_base(folder, torch.bfloat16).eval())
+    engine = planned(model)
     if int8:
         quantised = engine.int8()
         if isinstance(quantised, Unsupported):

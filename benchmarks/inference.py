@@ -1,6 +1,6 @@
 """How many reviews a second does each contender label?
 
-    python -m benchmarks.inference [--size base] [--reviews 64] [--rounds 3]
+    python -m benchmarks.inference [--size base] [--reviews 32] [--rounds 4]
 
 DrugLib prompts cut at 256 tokens. Random weights: the agreement column compares each contender's labels with
 those of transformers in bf16 and says whether the same computation was done, not how good the labels are.
@@ -8,19 +8,19 @@ those of transformers in bf16 and says whether the same computation was done, no
 
 from __future__ import annotations
 
+import torch
+
 from benchmarks import contenders, peers
 from benchmarks.common import (
     Contender,
     bar_plot,
-    base_folder,
     interleave,
-    lengths_summary,
-    load_prompts,
-    machine,
-    options,
+    publish,
     rate_table,
+    ratios_by_round,
+    set_up,
+    settings_list,
     timing_data,
-    write,
 )
 
 GENERATE = "generate()"
@@ -33,16 +33,16 @@ OWN_INT8 = "rxtone int8"
 
 def main() -> None:
     """Measure, print and write."""
-    opts = options(__doc__, reviews=64)
-    about, folder, prompts = machine(opts.threads), base_folder(opts), load_prompts(opts)
-    threads = opts.threads
+    bench = set_up(__doc__, reviews=32, rounds=4)
+    folder, prompts, opts = bench.folder, bench.prompts, bench.opts
+    half, threads = peers.load_base(folder, torch.bfloat16).eval(), opts.threads
     timings = interleave(
         [
-            Contender(GENERATE, "fp32, padded to 256, batch 8", peers.generated(folder, prompts)),
+            Contender(GENERATE, "fp32, padded to 256, batch 8, at most 3 tokens", peers.generated(folder, prompts)),
             Contender(
                 TRANSFORMERS,
                 "merged bf16, sorted, dynamic padding, SDPA, batch 16",
-                peers.best_transformers(folder, prompts),
+                peers.best_transformers(half, prompts),
             ),
             Contender(
                 CTRANSLATE2,
@@ -54,27 +54,33 @@ def main() -> None:
                 f"dynamic int8 per channel, sorted, batch 8, {threads} threads",
                 peers.onnx_runtime(folder, opts.work, prompts, threads),
             ),
-            Contender(OWN, "merged bf16, flat tokens", contenders.scoring(folder, prompts, int8=False)),
-            Contender(OWN_INT8, "merged, 8-bit linear maps", contenders.scoring(folder, prompts, int8=True)),
+            Contender(OWN, "merged bf16, flat tokens", contenders.scoring(half, prompts, int8=False)),
+            Contender(OWN_INT8, "merged, 8-bit linear maps", contenders.scoring(half, prompts, int8=True)),
         ],
-        opts.rounds,
+        opts,
     )
-    expected = next(t for t in timings if t.name == TRANSFORMERS).results[-1]
+    by_name = {t.name: t for t in timings}
+    expected = by_name[TRANSFORMERS].results[-1]
     agreement = {
-        t.name: sum(a == b for a, b in zip(t.results[-1], expected, strict=True)) / len(expected)
-        for t in timings
-        if t.name in (TRANSFORMERS, ONNX, OWN, OWN_INT8)
+        name: sum(a == b for a, b in zip(by_name[name].results[-1], expected, strict=True)) / len(expected)
+        for name in (TRANSFORMERS, ONNX, OWN, OWN_INT8)
     }
-    text = rate_table(timings, opts.reviews, (GENERATE, TRANSFORMERS, CTRANSLATE2, ONNX))
-    result = {
-        "question": "labelled reviews per second",
-        "size": opts.size,
-        "machine": about,
-        "lengths": lengths_summary(prompts),
+    found = {
+        "ratios": {
+            f"inference vs {letter}, {'int8' if own is OWN_INT8 else 'bf16'}": ratios_by_round(
+                by_name[own], by_name[peer]
+            )
+            for letter, peer in (("(a)", GENERATE), ("(b)", TRANSFORMERS), ("(c)", CTRANSLATE2), ("(d)", ONNX))
+            for own in (OWN, OWN_INT8)
+        },
         "agreement_with_transformers": agreement,
         "contenders": timing_data(timings, opts.reviews),
     }
-    write(opts, f"inference-{opts.size}", result, text)
+    agreed = "Same label as transformers: " + ", ".join(f"{name} {share:.0%}" for name, share in agreement.items())
+    text = rate_table(timings, opts.reviews, (GENERATE, TRANSFORMERS, CTRANSLATE2, ONNX))
+    publish(
+        bench, "inference", "labelled reviews per second", found, "\n\n".join([text, agreed, settings_list(timings)])
+    )
     rates = [t.rate(opts.reviews) for t in timings]
     bar_plot(opts, f"inference-{opts.size}", [t.name for t in timings], rates, "inference, reviews per second")
 

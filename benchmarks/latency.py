@@ -11,33 +11,25 @@ import time
 from collections.abc import Callable
 
 import numpy as np
+import torch
 
 from benchmarks import contenders, peers
-from benchmarks.common import (
-    Prompts,
-    bar_plot,
-    base_folder,
-    lengths_summary,
-    load_prompts,
-    machine,
-    options,
-    table,
-    write,
-)
+from benchmarks.common import Prompts, bar_plot, publish, set_up, table
 
 
 def main() -> None:
     """Measure, print and write."""
-    opts = options(__doc__, reviews=24, rounds=1)
-    about, folder, prompts = machine(opts.threads), base_folder(opts), load_prompts(opts)
+    bench = set_up(__doc__, reviews=24, rounds=1)
+    opts, folder, prompts = bench.opts, bench.folder, bench.prompts
+    half = peers.load_base(folder, torch.bfloat16).eval()
     singles = [Prompts((ids,), (label,)) for ids, label in zip(prompts.ids, prompts.labels, strict=True)]
     makers: dict[str, Callable[[Prompts], Callable[[], object]]] = {
         "generate()": lambda p: peers.generated(folder, p),
-        "transformers, one step": lambda p: peers.best_transformers(folder, p),
+        "transformers, one step": lambda p: peers.best_transformers(half, p),
         "CTranslate2 int8": lambda p: peers.ctranslate2(folder, opts.work, p, opts.threads),
         "ONNX Runtime int8": lambda p: peers.onnx_runtime(folder, opts.work, p, opts.threads),
-        "rxtone bf16": lambda p: contenders.scoring(folder, p, int8=False),
-        "rxtone int8": lambda p: contenders.scoring(folder, p, int8=True),
+        "rxtone bf16": lambda p: contenders.scoring(half, p, int8=False),
+        "rxtone int8": lambda p: contenders.scoring(half, p, int8=True),
     }
     wall, cpu = {}, {}
     # A contender holds its own copy of the model, so they come one after another here.
@@ -48,15 +40,8 @@ def main() -> None:
         [name, f"{np.median(t):.0f}", f"{np.percentile(t, 99):.0f}", f"{np.median(cpu[name]):.0f}"]
         for name, t in wall.items()
     ]
-    result = {
-        "question": "milliseconds for one review",
-        "size": opts.size,
-        "machine": about,
-        "lengths": lengths_summary(prompts),
-        "milliseconds": wall,
-        "cpu_milliseconds": cpu,
-    }
-    write(opts, f"latency-{opts.size}", result, table(rows))
+    found = {"milliseconds": wall, "cpu_milliseconds": cpu}
+    publish(bench, "latency", "milliseconds for one review", found, table(rows))
     medians = [float(np.median(t)) for t in wall.values()]
     bar_plot(opts, f"latency-{opts.size}", list(wall), medians, "median milliseconds for one review")
 

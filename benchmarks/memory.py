@@ -13,34 +13,26 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.common import (
-    Options,
-    bar_plot,
-    base_folder,
-    lengths_summary,
-    load_prompts,
-    machine,
-    options,
-    table,
-    write,
-)
+from benchmarks.common import Options, bar_plot, publish, set_up, table
 
 _TRAIN = """
 import sys
 from pathlib import Path
 from benchmarks import contenders, peers
 from benchmarks.common import Options, load_prompts
+from rxtone.model.host import prepare_host
 import torch
 opts = Options(Path(sys.argv[2]), Path(sys.argv[3]), Path("."), "base", int(sys.argv[5]), 1, int(sys.argv[6]))
 torch.set_num_threads(opts.threads)
 folder, prompts = Path(sys.argv[4]), load_prompts(opts)
 name = sys.argv[1]
 if name == "tutorial":
-    run = peers.tutorial(folder, prompts)
+    run, _ = peers.tutorial(folder, prompts)
 elif name in ("autocast", "loaded"):
-    run = peers.trainer(folder, prompts, autocast=name == "autocast")
+    run, _ = peers.trainer(folder, prompts, autocast=name == "autocast")
 else:
-    run = contenders.training(folder, prompts)
+    prepare_host()
+    run, _ = contenders.training(folder, prompts)
 run()
 """
 _PEAK = """
@@ -92,20 +84,13 @@ def training_peaks(opts: Options, folder: Path) -> dict[str, int]:
 
 def main() -> None:
     """Measure, print and write."""
-    opts = options(__doc__, reviews=8)
-    about, folder = machine(opts.threads), base_folder(opts)
-    peaks = training_peaks(opts, folder)
+    bench = set_up(__doc__, reviews=8)
+    opts, peaks = bench.opts, training_peaks(bench.opts, bench.folder)
     first = peaks[NAMES["tutorial"]]
     rows = [["contender", "peak GiB", "vs tutorial"]]
     rows += [[name, f"{size / 2**30:.2f}", f"{size / first:.2f}x"] for name, size in peaks.items()]
-    result = {
-        "question": "peak resident memory",
-        "size": opts.size,
-        "machine": about,
-        "lengths": lengths_summary(load_prompts(opts)),
-        "training_bytes": peaks,
-    }
-    write(opts, f"memory-{opts.size}", result, table(rows))
+    found = {"ratios": {"peak memory, training vs (a)": [peaks[NAMES["rxtone"]] / first]}, "training_bytes": peaks}
+    publish(bench, "memory", "peak resident memory of a training step", found, table(rows))
     bar_plot(opts, f"memory-{opts.size}", list(peaks), [p / 2**30 for p in peaks.values()], "peak memory, GiB")
 
 

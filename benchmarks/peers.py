@@ -92,7 +92,27 @@ def tutorial_step(model: nn.Module, optimiser: torch.optim.Optimizer, prompts: P
     return float(loss.detach())
 
 
-def tutorial(folder: Path, prompts: Prompts) -> Callable[[], float]:
+def dropless_loss(model: nn.Module, prompts: Prompts) -> float:
+    """Loss of the first batch in evaluation mode: what the contenders' models must agree on.
+
+    Args:
+        model: The PEFT model; its mode is kept.
+        prompts: The reviews.
+
+    Returns:
+        The mean over label and end-of-sequence tokens.
+    """
+    rows = range(min(_BATCH, len(prompts.ids)))
+    ids = pad([prompts.ids[i] for i in rows], MAX_TOKENS, 0)
+    labels = torch.tensor([[*LABEL_TOKENS[prompts.labels[i]], EOS] for i in rows])
+    mode = model.training
+    with torch.no_grad():
+        loss = model.eval()(input_ids=ids, attention_mask=(ids != 0).long(), labels=labels).loss
+    model.train(mode)
+    return float(loss)
+
+
+def tutorial(folder: Path, prompts: Prompts) -> tuple[Callable[[], float], Callable[[], float]]:
     """The tutorial loop over all prompts, in the order given.
 
     Args:
@@ -100,7 +120,7 @@ def tutorial(folder: Path, prompts: Prompts) -> Callable[[], float]:
         prompts: The reviews.
 
     Returns:
-        A function that runs one epoch and returns its mean loss.
+        A function that runs one epoch and returns its mean loss, and one that gives `dropless_loss`.
     """
     model = with_adapter(load_base(folder, torch.float32)).train()
     optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-4)
@@ -110,10 +130,10 @@ def tutorial(folder: Path, prompts: Prompts) -> Callable[[], float]:
         rows = [range(s, min(s + _BATCH, len(prompts.ids))) for s in starts]
         return sum(tutorial_step(model, optimiser, prompts, r) for r in rows) / len(rows)
 
-    return epoch
+    return epoch, lambda: dropless_loss(model, prompts)
 
 
-def trainer(folder: Path, prompts: Prompts, *, autocast: bool) -> Callable[[], float]:
+def trainer(folder: Path, prompts: Prompts, *, autocast: bool) -> tuple[Callable[[], float], Callable[[], float]]:
     """Train with Seq2SeqTrainer: bf16, reviews grouped by length, dynamic padding to a multiple of 8, SDPA.
 
     Args:
@@ -123,7 +143,7 @@ def trainer(folder: Path, prompts: Prompts, *, autocast: bool) -> Callable[[], f
             adapters.
 
     Returns:
-        A function that trains one epoch and returns its mean loss.
+        A function that trains one epoch and returns its mean loss, and one that gives `dropless_loss`.
     """
     model = with_adapter(load_base(folder, torch.float32 if autocast else torch.bfloat16))
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -138,6 +158,7 @@ def trainer(folder: Path, prompts: Prompts, *, autocast: bool) -> Callable[[], f
         per_device_train_batch_size=_BATCH,
         num_train_epochs=1,
         learning_rate=3e-4,
+        lr_scheduler_type="constant",
         max_grad_norm=1.0,
         train_sampling_strategy="group_by_length",
         save_strategy="no",
@@ -156,7 +177,7 @@ def trainer(folder: Path, prompts: Prompts, *, autocast: bool) -> Callable[[], f
             run = Seq2SeqTrainer(model=model, args=arguments, train_dataset=data, data_collator=collator)
             return float(run.train().training_loss)
 
-    return epoch
+    return epoch, lambda: dropless_loss(model, prompts)
 
 
 def by_length(prompts: Prompts, size: int) -> list[list[int]]:
@@ -198,18 +219,17 @@ def generated(folder: Path, prompts: Prompts) -> Callable[[], list[int]]:
     return run
 
 
-def best_transformers(folder: Path, prompts: Prompts, *, size: int = 16) -> Callable[[], list[int]]:
+def best_transformers(model: Any, prompts: Prompts, *, size: int = 16) -> Callable[[], list[int]]:
     """Merged bf16 weights, sorted by length, dynamic padding, one decoder step, inference mode, SDPA.
 
     Args:
-        folder: The base.
+        model: The base in bf16, in evaluation mode.
         prompts: The reviews.
         size: Reviews per batch.
 
     Returns:
         A function that labels all reviews.
     """
-    model = load_base(folder, torch.bfloat16).eval()
     tokens = [t for (t,) in LABEL_TOKENS]
 
     @torch.inference_mode()

@@ -19,16 +19,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import contenders, peers
-from benchmarks.common import (
-    Options,
-    base_folder,
-    lengths_summary,
-    load_prompts,
-    machine,
-    options,
-    table,
-    write,
-)
+from benchmarks.common import Options, publish, set_up, table
 from benchmarks.work import count
 
 _ROWS = 1336  # eight reviews of the mean length
@@ -97,14 +88,17 @@ def _cpu_seconds(run: Callable[[], object], opts: Options) -> float:
     return statistics.median(taken) / opts.reviews
 
 
-def _examine(name: str, run: Callable[[], object], peak: float, opts: Options) -> dict[str, Any]:
+def _examine(
+    name: str, run: Callable[[], object], peak: float, opts: Options, gflop: float | None = None
+) -> dict[str, Any]:
+    """Measure one piece of work; ``gflop`` per review where the counter cannot see it (8-bit products)."""
     seconds = _cpu_seconds(run, opts)
-    work = count(run)
-    bound = work.operations / 1e9 / peak / opts.reviews
+    gflop = count(run).operations / 1e9 / opts.reviews if gflop is None else gflop
+    bound = gflop / peak
     return {
         "name": name,
         "cpu_seconds_per_review": seconds,
-        "gflop_per_review": work.operations / 1e9 / opts.reviews,
+        "gflop_per_review": gflop,
         "bound_seconds_per_review": bound,
         "share_of_bound": bound / seconds,
         "profile": _profile(run),
@@ -113,18 +107,21 @@ def _examine(name: str, run: Callable[[], object], peak: float, opts: Options) -
 
 def main() -> None:
     """Measure, print and write."""
-    opts = options(__doc__, reviews=8)
-    about, folder, prompts = machine(opts.threads), base_folder(opts), load_prompts(opts)
-    best = peaks(opts.size)
+    bench = set_up(__doc__, reviews=8)
+    opts, folder, prompts = bench.opts, bench.folder, bench.prompts
+    best, half = peaks(opts.size), peers.load_base(folder, torch.bfloat16).eval()
     parts = [
-        _examine("rxtone training, bf16", contenders.training(folder, prompts), best["bf16"], opts),
-        _examine("rxtone scoring, bf16", contenders.scoring(folder, prompts, int8=False), best["bf16"], opts),
+        _examine("rxtone training, bf16", contenders.training(folder, prompts)[0], best["bf16"], opts),
+        _examine("rxtone scoring, bf16", contenders.scoring(half, prompts, int8=False), best["bf16"], opts),
     ]
+    if "int8" in best:
+        run = contenders.scoring(half, prompts, int8=True)
+        parts.append(_examine("rxtone scoring, int8", run, best["int8"], opts, parts[1]["gflop_per_review"]))
     rows = [["work", "GFLOP/review", "bound cpu-s", "measured cpu-s", "share of the bound"]]
     for part in parts:
         numbers = (part["gflop_per_review"], part["bound_seconds_per_review"], part["cpu_seconds_per_review"])
         rows.append([part["name"], *[f"{n:.3f}" for n in numbers], f"{part['share_of_bound']:.0%}"])
-    tutorial, own = _cpu_seconds(peers.tutorial(folder, prompts), opts), parts[0]
+    tutorial, own = _cpu_seconds(peers.tutorial(folder, prompts)[0], opts), parts[0]
     ceiling = tutorial / own["bound_seconds_per_review"]
     lines = [
         f"Best matrix products: {', '.join(f'{n} {r:.0f} G/s' for n, r in best.items())}.",
@@ -137,17 +134,13 @@ def main() -> None:
     for part in parts:
         profile_rows = [["operator", "share"], *[[key, f"{share:.1%}"] for key, share in part["profile"]]]
         lines += ["", f"{part['name']}:", "", table(profile_rows)]
-    result = {
-        "question": "distance to the machine's limit",
-        "size": opts.size,
-        "machine": about,
-        "lengths": lengths_summary(prompts),
+    found = {
         "peaks": best,
         "tutorial_cpu_seconds_per_review": tutorial,
         "ceiling_training_vs_tutorial": ceiling,
         "parts": parts,
     }
-    write(opts, f"roofline-{opts.size}", result, "\n".join(lines))
+    publish(bench, "roofline", "distance to the machine's limit", found, "\n".join(lines))
 
 
 if __name__ == "__main__":

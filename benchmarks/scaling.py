@@ -54,16 +54,16 @@ def by_length(opts: Options) -> dict[str, list[float]]:
     Returns:
         One list per contender, in the order of ``LENGTHS``.
     """
-    folder = base_folder(opts)
+    half = peers.load_base(base_folder(opts), torch.bfloat16).eval()
     generator = torch.Generator().manual_seed(1)
     found: dict[str, list[float]] = {"transformers, one step": [], "rxtone bf16": [], "rxtone int8": []}
     rows = [(*torch.randint(2, 32000, (n - 1,), generator=generator).tolist(), EOS) for n in LENGTHS]
     for ids in rows:
         prompts = Prompts((ids,), (0,))
         runs = (
-            peers.best_transformers(folder, prompts),
-            contenders.scoring(folder, prompts, int8=False),
-            contenders.scoring(folder, prompts, int8=True),
+            peers.best_transformers(half, prompts),
+            contenders.scoring(half, prompts, int8=False),
+            contenders.scoring(half, prompts, int8=True),
         )
         for name, run in zip(found, runs, strict=True):
             found[name].append(1e3 * _median_cpu(run, opts.rounds))

@@ -1,6 +1,6 @@
 """One review over HTTP, and many clients at once against the same server without batching.
 
-    python benchmarks/serving.py RUN [--base BASE] [--precision fp32] [--table sample:test] [--clients 32]
+    python -m benchmarks.serving RUN [--base BASE] [--precision fp32] [--table sample:test] [--clients 32]
 
 Two servers are started in processes of their own, one with the default batching and one that computes review
 by review; they are measured in turns, so that a drift of the machine falls on both. The client runs beside them

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from benchmarks import contenders, peers
-from benchmarks.common import base_folder, lengths_summary, load_prompts, machine, options, table, write
+from benchmarks.common import publish, set_up, table
 
 _PRODUCTS = {
     "mm",
@@ -27,6 +27,7 @@ _PRODUCTS = {
     "bmm",
     "baddbmm",
     "baddbmm_",
+    "_linear_pointwise",
     "_scaled_dot_product_flash_attention_for_cpu",
 }
 _RANDOM = {"bernoulli_", "native_dropout", "rand", "rand_like", "uniform_", "randint", "random_"}
@@ -84,6 +85,8 @@ def _operations(name: str, tensors: list[Tensor]) -> int:
         query, key, value = tensors[:3]
         return 2 * query.numel() * key.shape[-2] + 2 * query.shape[:-1].numel() * value.shape[-2] * value.shape[-1]
     left, right = tensors[-2:]
+    if name == "_linear_pointwise":  # its weight comes transposed
+        return 2 * left.numel() * right.shape[0]
     return 2 * left.numel() * right.shape[-1]
 
 
@@ -104,33 +107,28 @@ def count(run: Callable[[], object]) -> Work:
 
 def main() -> None:
     """Count, print and write."""
-    opts = options(__doc__, reviews=8, rounds=1)
-    folder, prompts = base_folder(opts), load_prompts(opts)
+    bench = set_up(__doc__, reviews=8, rounds=1)
+    folder, prompts, reviews = bench.folder, bench.prompts, bench.opts.reviews
+    half = peers.load_base(folder, torch.bfloat16).eval()
     works = {
-        "tutorial loop, training": count(peers.tutorial(folder, prompts)),
-        "rxtone, training": count(contenders.training(folder, prompts)),
-        "transformers one step, inference": count(peers.best_transformers(folder, prompts, size=8)),
-        "rxtone bf16, inference": count(contenders.scoring(folder, prompts, int8=False)),
+        "tutorial loop, training": count(peers.tutorial(folder, prompts)[0]),
+        "rxtone, training": count(contenders.training(folder, prompts)[0]),
+        "transformers one step, inference": count(peers.best_transformers(half, prompts, size=8)),
+        "rxtone bf16, inference": count(contenders.scoring(half, prompts, int8=False)),
     }
     rows = [["work", "GFLOP/review", "kernel calls", "MiB allocated/review", "M random draws/review"]]
     for name, work in works.items():
         rows.append(
             [
                 name,
-                f"{work.operations / 1e9 / opts.reviews:.1f}",
+                f"{work.operations / 1e9 / reviews:.1f}",
                 str(work.calls),
-                f"{work.bytes / 2**20 / opts.reviews:.0f}",
-                f"{work.draws / 1e6 / opts.reviews:.2f}",
+                f"{work.bytes / 2**20 / reviews:.0f}",
+                f"{work.draws / 1e6 / reviews:.2f}",
             ]
         )
-    result = {
-        "question": "work per review",
-        "size": opts.size,
-        "machine": machine(torch.get_num_threads()),
-        "lengths": lengths_summary(prompts),
-        "work": {name: vars(work) for name, work in works.items()},
-    }
-    write(opts, f"work-{opts.size}", result, table(rows))
+    found = {"work": {name: vars(work) for name, work in works.items()}}
+    publish(bench, "work", "work per review", found, table(rows))
 
 
 if __name__ == "__main__":

@@ -90,7 +90,9 @@ def write_card(run: Path, folder: Path, evaluation: Path | None, options: str = 
     distilled = [line for line in distilled if line["step"] <= done]
     probe = [line for line in instructed if "zero_shot_imdb_accuracy" in line][-1]
     size = (folder / "model.safetensors").stat().st_size
-    seconds = sum(line.get("seconds", 0.0) * line.get("tokens_per_second", 0.0) for line in instructed)
+    instruct_tokens = sum(line.get("seconds", 0.0) * line.get("tokens_per_second", 0.0) for line in instructed)
+    speeds = [line["tokens_per_second"] for line in (*distilled, *instructed) if "tokens_per_second" in line]
+    speed = sum(speeds) / len(speeds)
     probes = [
         f"| {title} | "
         + " | ".join(f"{probe[f'zero_shot_{key}_{f}']:.3f}" for f in ("accuracy", "macro_f1", "kappa"))
@@ -103,7 +105,9 @@ def write_card(run: Path, folder: Path, evaluation: Path | None, options: str = 
         distill_steps=done,
         distill_tokens=done * 1800 / 1e6,
         instruct_steps=max(line["step"] for line in instructed),
-        instruct_tokens=seconds / 1e6,
+        instruct_tokens=instruct_tokens / 1e6,
+        minutes=(done * 1800 + instruct_tokens) / speed / 60,
+        speed=round(speed, -1),
         curve="\n".join(
             [*curve_rows("distillation", distilled, "loss"), *curve_rows("instructions", instructed, "answer_loss")]
         ),

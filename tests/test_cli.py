@@ -188,6 +188,7 @@ def test_config_commands_print_what_they_promise(rxtone):
     assert rxtone("config", "list")[1].split() == [
         "demo",
         "druglib",
+        "druglib-aspects",
         "druglib-mini",
         "druglib-tutorial",
         "laptop",
@@ -272,7 +273,10 @@ def test_compare_tells_two_runs_apart(rxtone, tiny_run, tiny_base, tiny_table, t
     assert "<script" not in page
     comparison = json.loads((tmp_path / "page" / "comparison.json").read_text())
     assert comparison["runs"][str(tiny_run)]["macro_f1"] > comparison["runs"][str(tmp_path / "weak")]["macro_f1"]
+    assert comparison["notes"] == []
     assert rxtone("compare", tiny_run, tiny_run, "--on", table)[0] == 2
+    seen = rxtone("compare", tiny_run, tmp_path / "weak", "--on", tiny_table)[2]
+    assert f"{tiny_run} was trained on 204 of these 240 reviews: no test of it." in seen
 
 
 def test_drift_is_seen_and_its_absence_too(rxtone, tiny_run, tmp_path):

@@ -10,7 +10,15 @@ from rxtone.errors import RecipeError
 
 
 def test_shipped_recipes_are_the_documented_ones():
-    assert shipped_recipes() == ["demo", "druglib", "druglib-mini", "druglib-tutorial", "laptop", "t4"]
+    assert shipped_recipes() == [
+        "demo",
+        "druglib",
+        "druglib-aspects",
+        "druglib-mini",
+        "druglib-tutorial",
+        "laptop",
+        "t4",
+    ]
 
 
 @pytest.mark.parametrize("name", shipped_recipes())

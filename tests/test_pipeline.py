@@ -239,3 +239,31 @@ def test_a_further_task_without_its_column_is_refused_before_anything_is_written
     with pytest.raises(DataError, match='expected the column "efect" .is it "effects".'):
         api.train(recipe(tiny_base, tiny_table, auxiliary=further), out=tmp_path / "run")
     assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_texts_are_shown_only_where_the_recipe_says_so(tiny_base, tiny_table, tmp_path):
+    pages = []
+    for texts in (False, True):
+        story = recipe(tiny_base, tiny_table, train={"max_steps": 1}, evaluation={"texts": texts, "zero_shot": False})
+        run = api.train(story, out=tmp_path / str(texts))
+        pages.append((run.evaluation / "report.html").read_text())
+        found = json.loads((run.evaluation / "metrics.json").read_text())["suspect_labels"]
+        assert found["of"] == 204
+        assert found["n"] >= len(found["most"])
+    assert "<blockquote>" not in pages[0]
+    assert "<mark style=" in pages[1]
+
+
+def test_figures_are_sliced_by_columns_and_a_missing_column_is_noted(tiny_base, tmp_path):
+    table = write_tiny_table(tmp_path / "reviews.csv", n=240)
+    lines = table.read_text().splitlines()
+    table.write_text("\n".join([lines[0] + ",drug", *(f"{line}, aspirin " for line in lines[1:])]) + "\n")
+    story = recipe(tiny_base, table, train={"max_steps": 1},
+                   evaluation={"slice_by": ["drug", "ward"], "zero_shot": False, "baselines": False})  # fmt: skip
+    run = api.train(story, out=tmp_path / "run")
+    metrics = json.loads((run.evaluation / "metrics.json").read_text())
+    (part,) = (part for part in metrics["slices"] if part["by"] == "drug")
+    assert [(row["value"], row["n"]) for row in part["slices"]] == [("aspirin", 36)]
+    assert part["slices"][0]["accuracy"] == pytest.approx(metrics["accuracy"])
+    assert metrics["not_sliced_by"] == ["ward"]
+    assert "no column ward to slice by" in (run.evaluation / "report.html").read_text()

@@ -16,7 +16,8 @@ import torch
 from rxtone.evaluation.card import render_card
 from rxtone.evaluation.evaluate import Evaluation
 from rxtone.evaluation.plots import confusion_figure, to_png
-from rxtone.evaluation.report import confident_errors, render_report
+from rxtone.evaluation.report import Example, confident_errors, render_report
+from rxtone.explain import explain
 from rxtone.run import (
     CARD,
     EvaluationFolder,
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
     from rxtone.preparation import Prepared
 
 PACKAGES = ("rxtone", "torch", "transformers", "peft", "tokenizers", "safetensors", "polars", "numpy", "scikit-learn")
+
+SHOWN_CHARS = 500
+"""Characters of a suspect review that the report shows."""
 
 
 def write_evaluation(
@@ -73,7 +77,8 @@ def write_evaluation(
         "environment": {key: str(value) for key, value in (environment["packages"] | environment["machine"]).items()},
         "commands": [f"rxtone train {run.path.name}/config.yaml --out NEW_FOLDER"],
         "notes": _notes(metrics, record),
-        "confident_errors": confident_errors(evaluation.predictions),
+        "confident_errors": _errors(classifier, recipe, prepared, evaluation),
+        "suspects": _suspects(recipe, prepared, metrics),
     }))  # fmt: skip
     card = render_card(
         base=str(classifier.spec.base["name"]), recipe=recipe.model_dump(mode="json"), record=record, metrics=metrics
@@ -115,6 +120,36 @@ def environment_record(
     }  # fmt: skip
 
 
+def _errors(classifier: Classifier, recipe: Recipe, prepared: Prepared, evaluation: Evaluation) -> list[Example]:
+    """The most confident errors; with their words and the weight of each where the recipe shows texts."""
+    found = confident_errors(evaluation.predictions)
+    if not recipe.evaluation.texts:
+        return found
+    reviews = {review.row: review for review in prepared.held_out}
+    shown = []
+    for error in found:
+        parts = explain(classifier, reviews[error["row"]], label=error["label"]).parts
+        largest = max((abs(part.weight) for part in parts), default=0.0) or 1.0
+        shown.append(Example(**error, words=[(part.text, part.weight / largest) for part in parts]))
+    return shown
+
+
+def _suspects(recipe: Recipe, prepared: Prepared, metrics: dict[str, Any]) -> list[Example]:
+    reviews = {review.row: review for review in (*prepared.train, *prepared.validation)}
+    shown = []
+    for suspect in (metrics.get("suspect_labels") or {"most": []})["most"][:10]:
+        example = Example(
+            row=suspect["row"], true_label=suspect["label"], label=suspect["suggested"],
+            score=suspect["suggested_probability"],
+        )  # fmt: skip
+        if recipe.evaluation.texts:
+            review = reviews[suspect["row"]]
+            text = "\n".join([*(f"{name}: {text}" for name, text in review.fields), review.text or ""]).strip()
+            example["text"] = text if len(text) <= SHOWN_CHARS else text[:SHOWN_CHARS].rstrip() + " …"
+        shown.append(example)
+    return shown
+
+
 def _facts(recipe: Recipe, record: dict[str, Any], environment: dict[str, Any]) -> dict[str, dict[str, str]]:
     splits, adapter, speed = record["splits"], environment["adapter"], environment["training"]
     table = record["tables"]["train"]
@@ -149,6 +184,8 @@ def _notes(metrics: dict[str, Any], record: dict[str, Any]) -> list[str]:
     never = [label for label, row in metrics["per_class"].items() if not row["precision"] and row["support"]]
     if never:
         notes.append(f"No review was rightly called {', '.join(never)}.")
+    if metrics.get("not_sliced_by"):
+        notes.append(f"The table has no column {', '.join(metrics['not_sliced_by'])} to slice by.")
     if record["repeated_training_rows"]:
         count = record["repeated_training_rows"]
         notes.append(f"{count} rows of the training table repeat another row; repeats were kept on one side.")

@@ -25,6 +25,7 @@ from rxtone.errors import DataError, ModelError, RecipeError
 from rxtone.model.adapter_files import read_adapter
 from rxtone.model.base import (
     DTYPES,
+    QUANTISED,
     check_foreign_base,
     check_identity,
     default_device,
@@ -362,7 +363,8 @@ def load(
             precision there; answers may differ near ties. None takes that of the training where the device
             has it.
         device: Where to compute; None chooses.
-        merged: Fold the adapter into the weights, in fp32, before any cast: faster, same labels.
+        merged: Fold the adapter into the weights, in fp32, before any cast: faster, same labels. Quantised
+            weights stay as they are, with the adapter beside.
         engine: `fast`, where it covers the model, or `reference`: transformers' own forward.
 
     Returns:
@@ -394,6 +396,8 @@ def load(
         msg = "precision int8: only a merged adapter is quantised; leave out merged=False"
         raise RecipeError(msg)
     precision = resolve_precision("auto" if int8 else precision or _precision_here(spec.precision, place), place)
+    if precision in QUANTISED:
+        merged = False  # the adapter was tuned for the quantised weights, and they cannot take it in
     name = base or str(spec.base["name"])
     revision = spec.base.get("revision") if base is None else None
     check_identity(spec.base, identify(name, revision))
@@ -495,7 +499,7 @@ def load_exported(folder: Path, *, device: str | torch.device | None = None, eng
 def zero_shot(recipe: Recipe, *, device: str | torch.device | None = None) -> Classifier:
     """The recipe's base without any adapter, asked with the same prompt."""
     place = torch.device(device) if device is not None else default_device()
-    base = load_base(recipe.model.base, revision=recipe.model.revision, precision=recipe.model.precision, device=place)
+    base = load_base(recipe.model.base, revision=recipe.model.revision, precision=recipe.model.weights, device=place)
     return make_classifier(base.model, base.tokenizer, make_spec(recipe, base.identity.to_json(), base.precision))
 
 
@@ -601,7 +605,7 @@ def read_spec(folder: Path, recipe: Recipe | None = None) -> ClassifierSpec:
             msg = f"{folder}: a plain PEFT folder, without {CLASSIFIER}; say how it is asked with --recipe RECIPE"
             raise ModelError(msg)
         base = identify(recipe.model.base, recipe.model.revision)
-        return make_spec(recipe, base.to_json(), recipe.model.precision)
+        return make_spec(recipe, base.to_json(), recipe.model.weights)
     try:
         if path.stat().st_size > SPEC_BYTES:
             msg = (

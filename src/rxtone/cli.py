@@ -15,6 +15,7 @@ import typer
 
 from rxtone import cli_explain as explaining
 from rxtone import cli_judge as judge
+from rxtone import cli_sweep
 from rxtone import cli_work as work
 from rxtone.cli_doctor import doctor
 from rxtone.cli_options import LogJsonOption, SetOption, load_classifier, print_metrics, print_seeds
@@ -36,6 +37,7 @@ for command in (
     doctor,
 ):  # fmt: skip
     app.command()(command)
+app.command()(cli_sweep.sweep)
 data_app.command("audit")(judge.data_audit)
 data_app.command("corrections")(work.data_corrections)
 
@@ -54,6 +56,7 @@ def train(
     from rxtone import seeds as over_seeds
     from rxtone.model.base import quiet_transformers
     from rxtone.model.host import prepare_host
+    from rxtone.run import RunFolder
     from rxtone.stopping import stop_on_signals
 
     quiet_transformers()
@@ -79,12 +82,19 @@ def train(
             again = f"rxtone train {recipe} ... --out {folder}{more} --resume"
             print(f"interrupted; the last checkpoint is kept, continue with: {again}", file=sys.stderr)
             raise typer.Exit(stop.exit_code())
+    if config.process_place()[0]:
+        return  # one of several processes, and not the one that writes
     if seeds > 1:
         print_seeds(json.loads((folder / "seeds.json").read_text("utf-8")))
         print(f"run: {folder}")
         return
     if evaluation is not None:
         print_metrics(evaluation.metrics)
+    for name in resolved.aspects:
+        metrics = RunFolder(folder).aspect(name).evaluation / "metrics.json"
+        if metrics.is_file():
+            print(f"\naspect {name}: {folder}/adapters/{name}")
+            print_metrics(json.loads(metrics.read_text("utf-8")))
     environment = json.loads((folder / "environment.json").read_text("utf-8"))["training"]
     if environment["reviews_per_second"]:
         print(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -77,6 +78,8 @@ def compare(
         print(f"{name}: macro-F1 {metrics['macro_f1']:.3f}{interval}, accuracy {metrics['accuracy']:.3f}")
     for pair in comparison["pairs"]:
         print(pair["verdict"])
+    for note in comparison["notes"]:
+        print(f"note: {note}", file=sys.stderr)
 
 
 def drift(
@@ -105,8 +108,8 @@ def data_audit(
     out: Annotated[Path | None, typer.Option("--out", help="Folder for audit.json and audit.html.")] = None,
 ) -> None:
     """Tell what is wrong with a recipe's data: repeats, leaks, conflicts, shares, lengths, words, suspects."""
+    from rxtone.auditing import audit_recipe
     from rxtone.config import load_recipe
-    from rxtone.judging import audit_recipe
 
     audit = audit_recipe(load_recipe(recipe, overrides or []), out, Path(recipe).stem)
     if as_json:

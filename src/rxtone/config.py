@@ -117,6 +117,14 @@ class ModelConfig(Group):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """`auto` is bf16 where the device computes it natively, else fp32. fp16 keeps T5's `wo` in
     fp32, without which it overflows."""
+    quantization: Literal["8bit", "4bit"] | None = None
+    """Hold the frozen weights in 8 or 4 bits (bitsandbytes, extra `quant`): less memory, slower on the reference
+    engine, other numbers. Merging goes through the base as it was."""
+
+    @property
+    def weights(self) -> str:
+        """How the base is held: `8bit`, `4bit`, or the precision."""
+        return self.quantization or self.precision
 
 
 class LoraSettings(Group):
@@ -166,7 +174,8 @@ class TrainConfig(Group):
     max_steps: Positive | None = None
     """Stop after so many optimiser steps, whatever the epochs say."""
     per_device_train_batch_size: Positive = 8
-    """Reviews per batch; with `tokens_per_batch`, the size that is aimed at on average."""
+    """Reviews per batch; with `tokens_per_batch`, the size that is aimed at on average. Several processes share
+    each batch: the same step, whatever their number."""
     tokens_per_batch: Positive | None = None
     """Padded tokens per batch: long reviews then come in smaller batches. Null: a fixed count."""
     gradient_accumulation_steps: Positive = 1
@@ -229,6 +238,12 @@ class EvaluationConfig(Group):
     behaviour: bool = False
     """Also ask the behavioural suite (negation, "none", sarcasm, typing errors ...); the labels must be
     positive and negative, with or without neutral."""
+    slice_by: list[str] = []
+    """Columns (a drug, a condition) by whose values the figures are given, too, where a value has 30 reviews or more;
+    one that the table lacks is noted in the report."""
+    texts: bool = False
+    """Show the most confident errors and the suspect labels with their text in the report, the words that drove an
+    error marked. Off: row numbers only, so that the page may be passed on."""
     reload_check: bool = True
     """Prove in a fresh process that the saved adapter gives what was trained."""
 
@@ -240,6 +255,16 @@ class TrackConfig(Group):
     """Write TensorBoard events into the run folder (extra `tensorboard`)."""
     mlflow: str | None = None
     """MLflow tracking URI (extra `track`)."""
+
+
+class AspectConfig(Group):
+    """A further question to the same reviews, answered by an adapter of its own on the same base."""
+
+    label: LabelConfig
+    template: str
+    """Prompt of a review with fields, as `prompt.template`."""
+    text_template: str
+    """Prompt of a review that is one free text, as `prompt.text_template`."""
 
 
 class Recipe(Group):
@@ -254,6 +279,17 @@ class Recipe(Group):
     """Further tasks for the same adapter, by name."""
     evaluation: EvaluationConfig = EvaluationConfig()
     track: TrackConfig = TrackConfig()
+    aspects: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$")], AspectConfig] = {}
+    """Name -> further question; its adapter goes to `adapters/<name>` of the run."""
+
+    @model_validator(mode="after")
+    def _quantised_weights_stay_whole(self) -> Recipe:
+        if self.model.quantization and self.lora.variant == "pissa":
+            msg = (
+                "lora.variant: pissa takes the base's weights apart, which quantised ones do not allow; choose another"
+            )
+            raise ValueError(msg)
+        return self
 
     @model_validator(mode="after")
     def _weights_name_the_labels(self) -> Recipe:
@@ -277,6 +313,32 @@ class Recipe(Group):
             )
             raise ValueError(msg)
         return self
+
+
+def aspect_recipe(recipe: Recipe, name: str) -> Recipe:
+    """The recipe of one aspect alone: its label and its prompts, all else as in the main task.
+
+    Args:
+        recipe: The whole recipe.
+        name: One of its aspects.
+
+    Returns:
+        A recipe without aspects. Weights by label word, the noise of the rating, auxiliary tasks and the behavioural
+        suite are the main task's and left out.
+    """
+    aspect = recipe.aspects[name]
+    words = {"template": aspect.template, "text_template": aspect.text_template}
+    own: dict[str, Any] = {"rating_noise": None}
+    if isinstance(recipe.train.class_weights, dict):
+        own["class_weights"] = None
+    values = recipe.model_dump(mode="json")
+    values["data"]["label"] = aspect.label.model_dump(mode="json")
+    values["prompt"] |= words
+    values["train"] |= own
+    values["evaluation"]["behaviour"] = False
+    values["aspects"] = {}
+    values["auxiliary"] = {}
+    return check_recipe(values, f"aspect {name}")
 
 
 def shipped_recipes() -> list[str]:
@@ -350,6 +412,12 @@ def offline() -> bool:
     """Whether HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE asks for no network."""
     on = {"1", "true", "yes", "on"}
     return any(os.environ.get(name, "").lower() in on for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
+
+
+def process_place() -> tuple[int, int, int]:
+    """Rank, number of processes and rank on this machine, as torchrun and accelerate tell it; else 0, 1, 0."""
+    environment = os.environ
+    return int(environment.get("RANK", 0)), int(environment.get("WORLD_SIZE", 1)), int(environment.get("LOCAL_RANK", 0))
 
 
 def _read_yaml(recipe: str | Path) -> dict[str, Any]:

@@ -1,8 +1,9 @@
-"""Classifiers against labelled reviews: a run's own test, another table, each other, new data, and the data itself."""
+"""Classifiers against labelled reviews: a run's own test, another table, each other, new data."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,24 +11,24 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from rxtone.classifier import prompt_builder, zero_shot
+from rxtone.classifier import zero_shot
 from rxtone.config import cache_dir
-from rxtone.data.audit import AuditPart, audit
 from rxtone.data.reviews import parse_rule, read_reviews
+from rxtone.data.suspects import suspect_labels
 from rxtone.data.tables import read_table
-from rxtone.errors import DataError, ModelError, RecipeError
+from rxtone.errors import DataError, RecipeError
 from rxtone.evaluation.baselines import Baseline, cross_fitted, fit_baselines, unavailable_baselines
 from rxtone.evaluation.behaviour import is_sentiment, judge_behaviour
 from rxtone.evaluation.compare import compare_classifiers
 from rxtone.evaluation.drift import drift
 from rxtone.evaluation.evaluate import Evaluation, evaluate, evaluate_outputs, predictions_frame
-from rxtone.evaluation.pages import render_audit, render_drift
+from rxtone.evaluation.pages import render_drift
 from rxtone.evaluation.report import render_comparison
-from rxtone.model.base import load_tokenizer
-from rxtone.preparation import SEEN, TEST, free_text, text_hash
+from rxtone.preparation import SEEN, TEST, free_text, label_indexes, text_hash
 from rxtone.run import (
     EvaluationFolder,
     RunFolder,
+    run_of_adapter,
     write_json,
     write_text,
 )
@@ -37,11 +38,13 @@ if TYPE_CHECKING:
 
     from rxtone.classifier import Classifier, ClassifierSpec, Prediction
     from rxtone.config import Recipe
-    from rxtone.data.audit_result import Audit
-    from rxtone.data.prompts import PromptBuilder
     from rxtone.data.reviews import Review
     from rxtone.data.tables import Table
     from rxtone.preparation import Prepared
+
+
+SUSPECTS = 20
+"""Suspect labels that metrics.json names."""
 
 
 def judge(classifier: Classifier, recipe: Recipe, prepared: Prepared) -> Evaluation:
@@ -64,21 +67,49 @@ def judge(classifier: Classifier, recipe: Recipe, prepared: Prepared) -> Evaluat
     if recipe.evaluation.zero_shot:
         bare = zero_shot(recipe).score(prepared.held_out, batch_size=recipe.evaluation.batch_size)
         baselines.append(Baseline("zero_shot", "the base without adapter (zero-shot)", bare.log_probs.argmax(1)))
+    slices, missing = _slices(recipe, prepared)
     evaluation = evaluate(
         classifier,
         prepared.held_out,
         split_name=prepared.held_out_name,
         policy=classifier.policy,
         baselines=baselines,
+        slices=slices,
     )
+    evaluation.metrics["not_sliced_by"] = missing
     if recipe.prompt.text_share > 0:
         texts = [free_text(review) for review in prepared.held_out]
         evaluation.metrics["free_text"] = evaluate(
             classifier, texts, split_name=prepared.held_out_name, policy=classifier.policy
         ).metrics
+    if recipe.evaluation.baselines:
+        evaluation.metrics["suspect_labels"] = _suspect_labels([*prepared.train, *prepared.validation], prepared.labels)
     if recipe.evaluation.behaviour:
         evaluation.metrics["behaviour"] = judge_behaviour(classifier, batch_size=recipe.evaluation.batch_size)
     return evaluation
+
+
+def _slices(recipe: Recipe, prepared: Prepared) -> tuple[dict[str, list[str | None]], list[str]]:
+    """The cells of the columns to slice by, in the order of the held-out reviews, and the columns not there."""
+    if not recipe.evaluation.slice_by:
+        return {}, []
+    test = recipe.data.test if prepared.held_out_name == TEST else None
+    frame = read_table(test or recipe.data.train, cache_dir()).frame
+    # The column of groups is sliced by already.
+    there = [name for name in recipe.evaluation.slice_by if name in frame.columns and name != recipe.data.group_by]
+    cells = {column: frame[column].fill_null("").to_list() for column in there}
+    rows = [review.row - 1 for review in prepared.held_out]
+    found = {column: [values[row].strip() or None for row in rows] for column, values in cells.items()}
+    return found, [name for name in recipe.evaluation.slice_by if name not in frame.columns]
+
+
+def _suspect_labels(reviews: Sequence[Review], labels: Sequence[str]) -> dict[str, Any] | None:
+    """The training rows whose label a linear model contradicts that has not seen them; None where there are too few."""
+    probabilities = cross_fitted(reviews, labels)
+    if probabilities is None:
+        return None
+    found = suspect_labels(label_indexes(reviews, labels), probabilities, labels, [review.row for review in reviews])
+    return {"n": len(found), "of": len(reviews), "most": [asdict(suspect) for suspect in found[:SUSPECTS]]}
 
 
 def judge_table(
@@ -176,7 +207,7 @@ def compare_runs(classifiers: Mapping[str, Classifier], source: str, out: Path |
         out: Folder for comparison.json and comparison.html, made where missing; None writes nothing.
 
     Returns:
-        What `rxtone.evaluation.compare.compare` gives.
+        What `rxtone.evaluation.compare.compare` gives, and `notes`: which runs may have seen the reviews.
     """
     first, *_ = classifiers
     spec = classifiers[first].spec
@@ -187,6 +218,8 @@ def compare_runs(classifiers: Mapping[str, Classifier], source: str, out: Path |
     comparison = compare_classifiers(
         classifiers, reviews, policies=policies, baselines=_refitted(classifiers[first], record, reviews)
     )
+    notes = _seen_notes(list(classifiers), reviews)
+    comparison["notes"] = notes
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         page = render_comparison({
@@ -195,10 +228,27 @@ def compare_runs(classifiers: Mapping[str, Classifier], source: str, out: Path |
             "table": table.path,
             "comparison": comparison,
             "commands": [f"rxtone compare {' '.join(classifiers)} --on {source} --out {out}"],
+            "notes": notes,
         })  # fmt: skip
         write_text(out / "comparison.html", page)
         write_json(out / "comparison.json", comparison)
     return comparison
+
+
+def _seen_notes(names: Sequence[str], reviews: Sequence[Review]) -> list[str]:
+    """Which runs were trained on the reviews, and of which that is not known."""
+    notes = []
+    for name in names:
+        record = _data_record(Path(name))
+        if record is None:
+            notes.append(
+                f"{name}: there is no data.json beside it, so whether it was trained on these reviews is not known."
+            )
+            continue
+        seen = set(record["training_text_hashes"])
+        if repeats := sum(text_hash(review) in seen for review in reviews):
+            notes.append(f"{name} was trained on {repeats} of these {len(reviews)} reviews: no test of it.")
+    return notes
 
 
 def drift_of(classifier: Classifier, folder: Path, source: str, out: Path | None = None) -> dict[str, Any]:
@@ -216,7 +266,7 @@ def drift_of(classifier: Classifier, folder: Path, source: str, out: Path | None
     Raises:
         DataError: If the run was not evaluated, or there are too few reviews.
     """
-    reference = EvaluationFolder(RunFolder(folder).evaluation).predictions
+    reference = EvaluationFolder((run_of_adapter(folder) or RunFolder(folder)).evaluation).predictions
     if not reference.is_file():
         msg = f"{folder}: expected a run folder with {reference.name} in its evaluation; evaluate the run first"
         raise DataError(msg)
@@ -239,52 +289,6 @@ def drift_of(classifier: Classifier, folder: Path, source: str, out: Path | None
     return found
 
 
-def audit_recipe(recipe: Recipe, out: Path | None = None, name: str = "recipe") -> Audit:
-    """Audit the tables of a recipe; a linear model, cross-fitted, points at suspect labels.
-
-    Args:
-        recipe: Names the tables, the fields and the label rule.
-        out: Folder for audit.json and audit.html, made where missing; None writes nothing.
-        name: What the recipe is called, for the page.
-
-    Returns:
-        What was found in each table and between them; lengths only where the base's tokenizer is at hand.
-    """
-    data = recipe.data
-    rule = parse_rule(data.label.rule)
-    builder, notes = _builder(recipe)
-    parts = {}
-    for part, source in (("train", data.train), ("test", data.test)):
-        if source is not None:
-            table = read_table(source, cache_dir())
-            reviews = read_reviews(table, data.text_fields, data.label.column, rule, data.group_by, every_label=False)
-            prompts = None if builder is None else builder.build_many(reviews)
-            parts[part] = AuditPart(table, reviews, prompts, cross_fitted(reviews, rule.labels))
-    groups = [data.group_by] if data.group_by else []
-    found = audit(parts, text_fields=data.text_fields, label_column=data.label.column, rule=rule, group_columns=groups)
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        page = render_audit({
-            "title": name,
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "audit": found.to_dict(),
-            "commands": [f"rxtone data audit {name} --set data.train={data.train} --out {out}"],
-            "notes": notes,
-        })  # fmt: skip
-        write_text(out / "audit.html", page)
-        write_json(out / "audit.json", found.to_dict())
-    return found
-
-
-def _builder(recipe: Recipe) -> tuple[PromptBuilder | None, list[str]]:
-    """The prompts of a recipe, where its base's tokenizer can be had; else why not."""
-    try:
-        tokenizer = load_tokenizer(recipe.model.base, recipe.model.revision)
-    except ModelError as error:
-        return None, [f"Lengths in tokens and cuts were not counted: {error}"]
-    return prompt_builder(tokenizer, recipe.prompt, tuple(recipe.data.label.rule)), []
-
-
 def _labelled(spec: ClassifierSpec, table: Table) -> list[Review]:
     """The reviews of a table that may lack a label, and may lack the group column of the training table."""
     group = spec.group_by if spec.group_by in table.frame.columns else None
@@ -293,12 +297,11 @@ def _labelled(spec: ClassifierSpec, table: Table) -> list[Review]:
 
 
 def _data_record(folder: Path) -> dict[str, Any] | None:
-    for place in (folder, folder.parent):
-        path = RunFolder(place).data
-        if path.is_file():
-            loaded: dict[str, Any] = json.loads(path.read_text("utf-8"))
-            return loaded
-    return None
+    run = run_of_adapter(folder)
+    if run is None:
+        return None
+    loaded: dict[str, Any] = json.loads(run.data.read_text("utf-8"))
+    return loaded
 
 
 def _refitted(classifier: Classifier, record: dict[str, Any] | None, reviews: Sequence[Review]) -> Sequence[Baseline]:

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from rxtone.artefacts import environment_record, write_evaluation
 from rxtone.classifier import load, make_spec, prompt_builder, token_id, write_spec, write_validation
-from rxtone.config import Recipe, dump_recipe, load_recipe
+from rxtone.config import Recipe, aspect_recipe, dump_recipe, load_recipe
 from rxtone.data.rules import parse_rule
 from rxtone.data.soft_labels import soft_labels
-from rxtone.errors import RunError
+from rxtone.errors import RecipeError, RunError
 from rxtone.judging import judge
 from rxtone.model.base import Base, default_device, load_base
 from rxtone.model.batches import ReviewDataset
@@ -23,7 +23,7 @@ from rxtone.model.lora import AdapterSummary, add_adapter, peft_state, save_adap
 from rxtone.model.scoring import Scorer, label_token_ids, log_probabilities, plan_scorer, score_dataset
 from rxtone.preparation import Prepared, label_indexes, prepare, truncation_record, with_free_text
 from rxtone.reload import check_reload
-from rxtone.run import RunFolder, atomic_folder, truncate_log, write_json, write_text
+from rxtone.run import RunFolder, atomic_folder, create_run, truncate_log, write_json, write_text
 from rxtone.run_lock import hold_run
 from rxtone.stats.policy import fit_policy
 from rxtone.stats.validation import ValidationScores
@@ -31,6 +31,7 @@ from rxtone.stopping import Stop
 from rxtone.tracking import check_trackers, open_trackers
 from rxtone.training.checkpoint import newest_checkpoint, read_progress
 from rxtone.training.loop import Auxiliary, Event, TrainingData, fit
+from rxtone.training.processes import join_processes, leave_processes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
     from rxtone.classifier import ClassifierSpec
     from rxtone.evaluation.evaluate import Evaluation
+    from rxtone.training.processes import Processes
 
 CANARIES = 16
 SCORING_BATCH = 32
@@ -88,7 +90,14 @@ class Evaluated:
     report: Path
 
 
-StoryEvent = Event | DataReady | AdapterReady | Reloaded | Evaluated
+@dataclass(frozen=True)
+class AspectStarted:
+    """The main task is done; the adapter of an aspect begins."""
+
+    name: str
+
+
+StoryEvent = Event | AspectStarted | DataReady | AdapterReady | Reloaded | Evaluated
 
 
 def train(recipe: Recipe, out: Path, *, resume: bool = False, stop: Stop | None = None) -> Iterator[StoryEvent]:
@@ -101,31 +110,65 @@ def train(recipe: Recipe, out: Path, *, resume: bool = False, stop: Stop | None 
         stop: A wish to stop, looked at between two steps; then all is saved and the iterator ends.
 
     Yields:
-        What happened, in order: data, adapter, steps, validations, checkpoints, reload, evaluation.
+        What happened, in order: data, adapter, steps, validations, checkpoints, reload, evaluation; then the same
+        for each aspect.
 
     Raises:
         RxtoneError: With the branch that says what was wrong; what was saved before stays usable.
     """
     stop = stop or Stop()
     check_trackers(recipe)
+    team = join_processes()
+    if team.world > 1 and recipe.aspects:
+        msg = f"aspects: {', '.join(recipe.aspects)} need a process of their own each; train in one process"
+        raise RecipeError(msg)
+    if not team.first:
+        _follow(recipe, RunFolder(out), team, stop)
+        return
     with hold_run(out, resume=resume) as run:
-        if resume:
-            _check_same_recipe(run, recipe)
-        if not run.finished():
-            yield from _train_adapter(recipe, run, stop)
-        if stop.wanted():
-            return
-        if recipe.evaluation.enabled and not (run.evaluation / "metrics.json").is_file():
-            prepared = prepare(recipe.data, recipe.train.seed)
-            classifier = load(run.adapter, base=_local_base(recipe))
-            evaluation = judge(classifier, recipe, prepared)
-            yield Evaluated(evaluation, write_evaluation(run, classifier, recipe, prepared, evaluation))
+        yield from _train_run(recipe, run, team, stop, resume=resume)
+        for name in recipe.aspects:
+            if stop.wanted():
+                return
+            yield AspectStarted(name)
+            aspect = run.aspect(name)
+            create_run(aspect.path, resume=resume)
+            yield from _train_run(aspect_recipe(recipe, name), aspect, team, stop, resume=resume)
 
 
-def _train_adapter(recipe: Recipe, run: RunFolder, stop: Stop) -> Iterator[StoryEvent]:
+def _train_run(recipe: Recipe, run: RunFolder, team: Processes, stop: Stop, *, resume: bool) -> Iterator[StoryEvent]:
+    if resume:
+        _check_same_recipe(run, recipe)
+    if not run.finished():
+        yield from _train_adapter(recipe, run, team, stop)
+    if stop.wanted():
+        return
+    if recipe.evaluation.enabled and not (run.evaluation / "metrics.json").is_file():
+        prepared = prepare(recipe.data, recipe.train.seed)
+        classifier = load(run.adapter, base=_local_base(recipe))
+        evaluation = judge(classifier, recipe, prepared)
+        yield Evaluated(evaluation, write_evaluation(run, classifier, recipe, prepared, evaluation))
+
+
+def _follow(recipe: Recipe, run: RunFolder, team: Processes, stop: Stop) -> None:
+    """The part of every process but the first: compute a share of each step, write nothing."""
+    if run.finished():
+        return
+    prepared = prepare(recipe.data, recipe.train.seed, recipe.auxiliary)
+    base = load_base(recipe.model.base, revision=recipe.model.revision, precision=recipe.model.weights)
+    data, _ = tokenise(recipe, base, prepared)
+    model, _ = add_adapter(base.model, recipe.lora, recipe.train.seed)
+    scorer, _ = scorer_for(model, recipe)
+    checkpoint = newest_checkpoint(run.checkpoints)
+    for _ in fit(scorer, data, recipe.train, run.checkpoints, resume_from=checkpoint, stop=stop, processes=team):
+        pass
+    leave_processes()
+
+
+def _train_adapter(recipe: Recipe, run: RunFolder, team: Processes, stop: Stop) -> Iterator[StoryEvent]:
     prepared = prepare(recipe.data, recipe.train.seed, recipe.auxiliary)
     device = default_device()
-    base = load_base(recipe.model.base, revision=recipe.model.revision, precision=recipe.model.precision, device=device)
+    base = load_base(recipe.model.base, revision=recipe.model.revision, precision=recipe.model.weights, device=device)
     spec = make_spec(recipe, base.identity.to_json(), base.precision)
     data, truncation = tokenise(recipe, base, prepared)
     model, summary = add_adapter(base.model, recipe.lora, recipe.train.seed)
@@ -141,10 +184,13 @@ def _train_adapter(recipe: Recipe, run: RunFolder, stop: Stop) -> Iterator[Story
     yield AdapterReady(summary, base.precision, str(device), engine, notice, resumed)
     trackers = open_trackers(run, recipe)
     with stop.after_the_step():
-        for event in fit(scorer, data, recipe.train, run.checkpoints, resume_from=checkpoint, stop=stop):
+        for event in fit(
+            scorer, data, recipe.train, run.checkpoints, resume_from=checkpoint, stop=stop, processes=team
+        ):
             for track in trackers:
                 track(event)
             yield event
+    leave_processes()
     if stop.wanted():
         return
     log_probs = log_probabilities(validation_scores(scorer, data))
@@ -202,7 +248,8 @@ def tokenise(recipe: Recipe, base: Base, prepared: Prepared) -> tuple[TrainingDa
     (train_set, train_classes), (validation, validation_classes), _ = parts
     soft, noise = None, recipe.train.rating_noise
     if noise is not None:
-        soft = soft_labels(parse_rule(recipe.data.label.rule), prepared.ratings, noise)
+        ratings = [prepared.ratings[review.row] for review in prepared.train]
+        soft = soft_labels(parse_rule(recipe.data.label.rule), ratings, noise)
     data = TrainingData(
         train_set, train_classes, validation, validation_classes, prepared.labels, tokens, pad,
         tuple(_auxiliary(recipe, base, prepared, task, eos) for task in prepared.auxiliary), soft,
@@ -211,7 +258,8 @@ def tokenise(recipe: Recipe, base: Base, prepared: Prepared) -> tuple[TrainingDa
 
 
 def _auxiliary(recipe: Recipe, base: Base, prepared: Prepared, task: str, eos: int) -> Auxiliary:
-    settings, (labels, reviews) = recipe.auxiliary[task], prepared.auxiliary[task]
+    settings, (labels, by_row) = recipe.auxiliary[task], prepared.auxiliary[task]
+    reviews = [by_row[review.row] for review in prepared.train]
     prompt = recipe.prompt.model_copy(update={"template": settings.template})
     tokens, classes = label_token_ids(base.tokenizer, labels, eos), label_indexes(reviews, labels)
     prompts = prompt_builder(base.tokenizer, prompt, labels).build_many(reviews)

@@ -38,8 +38,8 @@ class Prepared:
         held_out: Reviews to judge on.
         held_out_name: What they are: a test, or validation rows where there is no test.
         record: What data.json holds.
-        ratings: The label column's cell of each training review.
-        auxiliary: The training reviews again for each further task, with its label words and its labels.
+        ratings: Data row of the training table -> cell of its label column.
+        auxiliary: For each further task its label words, and data row -> the review with that task's label.
     """
 
     labels: tuple[str, ...]
@@ -48,8 +48,8 @@ class Prepared:
     held_out: list[Review]
     held_out_name: str
     record: dict[str, Any]
-    ratings: tuple[str, ...] = ()
-    auxiliary: dict[str, tuple[tuple[str, ...], list[Review]]] = field(default_factory=dict)
+    ratings: dict[int, str] = field(default_factory=dict)
+    auxiliary: dict[str, tuple[tuple[str, ...], dict[int, Review]]] = field(default_factory=dict)
 
 
 def prepare(data: DataConfig, seed: int, auxiliary: Mapping[str, AuxiliaryTask] | None = None) -> Prepared:
@@ -98,17 +98,15 @@ def prepare(data: DataConfig, seed: int, auxiliary: Mapping[str, AuxiliaryTask] 
     }
     record["training_text_hashes"] = sorted({text_hash(review) for review in (*train, *validation)})
     name = TEST if test else SELECTION
-    further = {task: _further(table, data, settings, split.train) for task, settings in (auxiliary or {}).items()}
-    cells = table.frame[data.label.column]
-    ratings = tuple(str(cells[int(row)]) for row in split.train)
+    further = {task: _further(table, data, settings) for task, settings in (auxiliary or {}).items()}
+    ratings = {row: str(cell) for row, cell in enumerate(table.frame[data.label.column], start=1)}
     return Prepared(rule.labels, train, validation, test or validation, name, record, ratings, further)
 
 
-def _further(
-    table: Table, data: DataConfig, task: AuxiliaryTask, rows: np.ndarray
-) -> tuple[tuple[str, ...], list[Review]]:
+def _further(table: Table, data: DataConfig, task: AuxiliaryTask) -> tuple[tuple[str, ...], dict[int, Review]]:
     rule = parse_rule(task.rule)
-    return rule.labels, _pick(read_reviews(table, data.text_fields, task.column, rule), rows)
+    reviews = read_reviews(table, data.text_fields, task.column, rule)
+    return rule.labels, {review.row: review for review in reviews}
 
 
 def free_text(review: Review) -> Review:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from rxtone.logs import json_line
-from rxtone.pipeline import AdapterReady, DataReady, Evaluated, Reloaded
+from rxtone.pipeline import AdapterReady, AspectStarted, DataReady, Evaluated, Reloaded
 from rxtone.seeds import SeedsDone, SeedStarted
 from rxtone.tracking import event_record
 from rxtone.training.loop import EvalDone, MemoryShort, StepDone
@@ -34,7 +34,7 @@ def show(events: Iterable[Shown], *, as_json: bool = False) -> Evaluation | None
         as_json: Write each event as a line of JSON instead.
 
     Returns:
-        The evaluation, if there was one.
+        The evaluation of the main task, if there was one.
     """
     if as_json:
         return _show_json(events)
@@ -42,7 +42,7 @@ def show(events: Iterable[Shown], *, as_json: bool = False) -> Evaluation | None
     evaluation = None
     for event in _with_bar(events, console) if console.is_terminal else _with_lines(events):
         if isinstance(event, Evaluated):
-            evaluation = event.evaluation
+            evaluation = evaluation or event.evaluation  # of the main task; those of aspects follow
             console.print(f"report: {event.report}")
         elif (line := _line(event)) is not None:
             console.print(line)
@@ -123,6 +123,13 @@ def _line(event: Shown) -> str | None:
             f"notice: memory was too short at step {event.step}; from here each batch is computed in {event.parts} "
             "parts that are added up: the same steps, only slower"
         )
+    return _stage_line(event)
+
+
+def _stage_line(event: Shown) -> str | None:
+    """Where the story stands, for the events that are not of the training itself."""
+    if isinstance(event, AspectStarted):
+        return f"aspect {event.name}"
     if isinstance(event, SeedStarted):
         return f"seed {event.seed} ({event.number} of {event.of})"
     if isinstance(event, SeedsDone):

@@ -17,13 +17,13 @@ import numpy as np
 from rxtone.classifier import load
 from rxtone.data.reviews import Review
 from rxtone.errors import ModelError
-from rxtone.model.base import quiet_transformers
+from rxtone.model.base import QUANTISED, quiet_transformers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-TOLERANCE = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 1e-2}
+TOLERANCE = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 1e-2, "8bit": 2e-2, "4bit": 2e-2}
 """Largest probability change allowed between the trained model and its reloaded copy. The same code
 runs on the same rows, so the true change is near zero; the room is for kernels that differ by thread
 count and batch."""
@@ -87,7 +87,9 @@ def main() -> None:
     ]
     scores = {}
     for name, merged in (("wrapped", False), ("merged", True)):
-        classifier = load(request["adapter"], base=request["base"], precision=request["precision"], merged=merged)
+        # Merging goes through the base as it was: what that changes for a quantised one is worth knowing.
+        precision = "auto" if merged and request["precision"] in QUANTISED else request["precision"]
+        classifier = load(request["adapter"], base=request["base"], precision=precision, merged=merged)
         scores[name] = classifier.score(reviews).log_probs.tolist()
     json.dump(scores, sys.stdout)
 

@@ -38,9 +38,15 @@ so its words are looked at too."""
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Paths inside one run."""
+    """Paths inside one run.
+
+    Attributes:
+        path: The folder.
+        adapter_at: Where the adapter goes, if not into `adapter`.
+    """
 
     path: Path
+    adapter_at: Path | None = None
 
     def __fspath__(self) -> str:
         """The folder's path, so that a run can stand wherever a path is expected."""
@@ -74,7 +80,11 @@ class RunFolder:
     @property
     def adapter(self) -> Path:
         """The tuned adapter: a plain PEFT folder with classifier.json beside."""
-        return self.path / "adapter"
+        return self.path / "adapter" if self.adapter_at is None else self.adapter_at
+
+    def aspect(self, name: str) -> RunFolder:
+        """The run of one aspect: records in `aspects/<name>`, its adapter in `adapters/<name>`."""
+        return RunFolder(self.path / "aspects" / name, self.path / "adapters" / name)
 
     @property
     def evaluation(self) -> Path:
@@ -171,6 +181,21 @@ def clear_leftovers(run: RunFolder) -> None:
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
+
+
+def run_of_adapter(folder: Path) -> RunFolder | None:
+    """The run whose records tell about an adapter.
+
+    Args:
+        folder: A run folder, or an adapter folder in one.
+
+    Returns:
+        The run, None where no data.json is near.
+    """
+    for place in (folder, folder.parent, folder.parent.parent / "aspects" / folder.name):
+        if RunFolder(place).data.is_file():
+            return RunFolder(place)
+    return None
 
 
 def write_bytes(path: Path, content: bytes) -> None:

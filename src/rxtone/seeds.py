@@ -16,6 +16,7 @@ import polars as pl
 
 from rxtone import pipeline
 from rxtone.classifier import load, read_spec, read_validation, write_spec, write_validation
+from rxtone.config import process_place
 from rxtone.errors import RecipeError, RunError
 from rxtone.evaluation.compare import RunPredictions, compare
 from rxtone.evaluation.inputs import group_indexes
@@ -85,6 +86,9 @@ def train_seeds(
     """
     if seeds < 2 or not recipe.evaluation.enabled:
         msg = f"--seeds {seeds}: expected 2 or more, and a recipe with evaluation.enabled"
+        raise RecipeError(msg)
+    if process_place()[1] > 1:
+        msg = f"--seeds {seeds}: the seeds run one after another in one process; leave torchrun or accelerate out"
         raise RecipeError(msg)
     if out.is_dir() and any(out.iterdir()) and not resume:
         msg = f"{out}: expected an empty or new folder for the seeds; add --resume to continue, or choose another --out"

@@ -3,7 +3,7 @@ import pytest
 
 from rxtone.data.reviews import Review
 from rxtone.errors import DataError
-from rxtone.evaluation.baselines import fit_baselines, unavailable_baselines
+from rxtone.evaluation.baselines import cross_fitted, fit_baselines, unavailable_baselines
 
 LABELS = ("positive", "neutral", "negative")
 
@@ -48,3 +48,18 @@ def test_unlabelled_training_reviews_are_refused():
 def test_unavailable_baselines_say_why():
     assert [b.unavailable for b in unavailable_baselines("no training table")] == ["no training table"] * 3
     assert all(b.predicted is None for b in unavailable_baselines("x"))
+
+
+def test_cross_fitted_probabilities_come_from_models_that_have_not_seen_the_text():
+    """The telling word of a review that nobody else has cannot tell anything."""
+    words = {"positive": "great", "negative": "awful"}
+    reviews = [Review(text=f"{words[label]} pill {i % 7}", label=label) for i in range(20) for label in words]
+    odd = [Review(text="xylophone quagmire", label="negative")] * 3  # repeats stay in one part
+    found = cross_fitted([*reviews, *odd], ["positive", "negative"])
+    assert found is not None
+    assert np.allclose(found.sum(axis=1), 1)
+    right = [found[i, 0] > 0.5 for i in range(0, 40, 2)] + [found[i, 1] > 0.5 for i in range(1, 40, 2)]
+    assert all(right)
+    assert found[-1, 1] < 0.7
+    assert (found[-3:] == found[-1]).all()
+    assert cross_fitted(reviews[:8], ["positive", "negative"]) is None

@@ -40,7 +40,7 @@ def test_other_shares_of_labels_are_seen_and_estimated():
     found = drift(before, now, LABELS)
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     assert [f["name"] for f in found["features"] if f["drifted"]] == ["predicted label"]
-    assert found["verdict"].startswith("The new reviews differ in predicted label, predicted label strongly.")
+    assert found["verdict"].startswith("The new reviews differ in predicted label (strongly).")
     shares = found["label_shares"]
     assert list(shares["current_estimated"].values()) == pytest.approx([0.2, 0.3, 0.5], abs=0.06)
     # predicted shares are not the true ones: .2 * .9 + .3 * .3 + .5 * .1 = .32

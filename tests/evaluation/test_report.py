@@ -18,7 +18,10 @@ from rxtone.evaluation.report import (
     confident_errors,
     format_figure,
     format_interval,
+    format_moment,
+    format_p,
     format_percent,
+    format_plain,
     format_signed,
     render_comparison,
     render_report,
@@ -281,3 +284,26 @@ def test_any_text_of_a_user_stays_text(text):
 
 
 PLAIN = Page(render_report(context(text="x")))
+
+
+def test_p_values_are_never_shown_as_zero_and_large_numbers_whole():
+    assert [format_p(p) for p in (0.0004, 0.001, 0.25, None)] == ["< 0.001", "0.001", "0.250", "–"]
+    assert [format_plain(x) for x in (0.5, 9.96, 10.2, 1234.5)] == ["0.500", "9.960", "10", "1,234"]
+
+
+def test_a_moment_is_shown_to_the_minute():
+    assert format_moment("2026-11-25T19:47:07+00:00") == "2026-11-25 19:47 UTC"
+    assert format_moment("2026-01-02 03:04") == "2026-01-02 03:04"
+
+
+def test_the_suite_shows_its_failures_as_text():
+    given = context()
+    part = {"title": HOSTILE, "n": 4, "passed": 3, "pass_rate": 0.75, "pass_rate_ci": [0.3, 0.95],
+            "failures": [{"text": HOSTILE, "change": HOSTILE, "expected": "a", "label": "b", "score": 1.0}],
+            }  # fmt: skip
+    given["metrics"] |= {"behaviour": {"capabilities": {"x": part}, "n": 4, "passed": 3, "pass_rate": 0.75}}
+    page = Page(render_report(given))
+    assert "script" not in page.tags
+    assert "3 of 4" in page.text
+    assert "30.0% to 95.0%" in page.text
+    assert "b instead of a" in page.text

@@ -171,6 +171,6 @@ def _verdict(features: Sequence[dict[str, Any]], drifted: Sequence[str], accurac
     estimate = f"Estimated accuracy {accuracy['estimated_current']:.3f}, {accuracy['reference']:.3f} in the evaluation."
     if not drifted:
         return f"The new reviews look like those of the evaluation. {estimate}"
-    large = [f["name"] for f in features if f["drifted"] and f["psi"] >= _SHIFTED]
-    degree = f", {' and '.join(large)} strongly" if large else ""
-    return f"The new reviews differ in {', '.join(drifted)}{degree}. {estimate} Label some and evaluate again."
+    large = {f["name"] for f in features if f["drifted"] and f["psi"] >= _SHIFTED}
+    named = ", ".join(f"{name} (strongly)" if name in large else name for name in drifted)
+    return f"The new reviews differ in {named}. {estimate} Label some and evaluate again."

@@ -175,6 +175,9 @@ def page_environment() -> Environment:
     environment.filters |= {
         "figure": format_figure,
         "interval": format_interval,
+        "moment": format_moment,
+        "p_value": format_p,
+        "plain": format_plain,
         "percent": format_percent,
         "signed": format_signed,
     }
@@ -191,6 +194,22 @@ def format_figure(value: float | None) -> str:
         Three decimals, or a dash.
     """
     return "–" if value is None else f"{value:.3f}".replace("-", "−")
+
+
+def format_p(value: float | None) -> str:
+    """Write a p-value: three decimals, never 0."""
+    return "< 0.001" if value is not None and value < 0.001 else format_figure(value)
+
+
+def format_plain(value: float) -> str:
+    """Write a number of any size: whole from 10 on, three decimals below."""
+    return f"{value:,.0f}" if abs(value) >= 10 else format_figure(value)
+
+
+def format_moment(value: str) -> str:
+    """Write an ISO 8601 date and time for people: to the minute, in its own zone."""
+    zone = " UTC" if value.endswith("+00:00") else ""
+    return value[:16].replace("T", " ") + zone
 
 
 def format_signed(value: float | None) -> str:

@@ -68,7 +68,7 @@ class Base:
         model: The model, in evaluation mode, without gradients.
         tokenizer: Its fast tokenizer, without padding or truncation.
         identity: Which base this is.
-        precision: `fp32`, `bf16` or `fp16`: the precision of the frozen weights.
+        precision: `fp32`, `bf16`, `fp16`, `8bit` or `4bit`: how the frozen weights are held.
     """
 
     model: T5ForConditionalGeneration
@@ -78,6 +78,7 @@ class Base:
 
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+QUANTISED = ("8bit", "4bit")
 
 
 def default_device() -> torch.device:
@@ -128,7 +129,7 @@ def load_base(
     Args:
         name: Hub id, local folder, or `bundled`.
         revision: Commit, tag or branch; hub only.
-        precision: `auto`, `fp32`, `bf16` or `fp16`.
+        precision: `auto`, `fp32`, `bf16`, `fp16`, or `8bit` or `4bit` through bitsandbytes.
         device: Where the weights go; None chooses.
 
     Returns:
@@ -138,6 +139,14 @@ def load_base(
         ModelError: If the base cannot be found, is no T5, or is damaged.
     """
     device = device or default_device()
+    if precision in QUANTISED:
+        from rxtone.model.quantised import load_quantised  # an extra
+
+        identity = identify(name, revision)
+        model = load_quantised(
+            name, str(_folder(name) or name), identity.revision, precision, device, local=_is_local(name)
+        )
+        return Base(model, load_tokenizer(name, identity.revision), identity, precision)
     precision = resolve_precision(precision, device)
     if precision == "fp16" and device.type == "cpu":
         msg = "model.precision: fp16 is for GPUs; on the CPU choose bf16 or fp32 (auto does)"

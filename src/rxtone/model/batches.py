@@ -66,6 +66,11 @@ class ReviewDataset(Dataset[dict[str, torch.Tensor]]):
             item["labels"] = self.targets[index]
         return item
 
+    def part(self, indexes: np.ndarray) -> ReviewDataset:
+        """The reviews at `indexes`, sharing their tokens."""
+        targets = None if self.targets is None else [self.targets[int(i)].tolist() for i in indexes]
+        return ReviewDataset([self.prompts[int(i)].tolist() for i in indexes], targets)
+
     def batch(self, indexes: Sequence[int] | np.ndarray, pad_token_id: int) -> Batch:
         """Collate the reviews at `indexes`."""
         return collate([self[int(index)] for index in indexes], pad_token_id)

@@ -119,6 +119,35 @@ def add_adapter(model: T5ForConditionalGeneration, lora: LoraSettings, seed: int
     return adapted, summarise(adapted, modules)
 
 
+@contextlib.contextmanager
+def adapted(
+    model: T5ForConditionalGeneration, lora: LoraSettings, seed: int
+) -> Iterator[tuple[PeftModel, AdapterSummary]]:
+    """A fresh adapter on a base for the length of a block; afterwards the base is what it was, to the last bit.
+
+    Args:
+        model: The frozen base.
+        lora: The recipe's settings.
+        seed: Seed of the adapter's random start.
+
+    Yields:
+        What `add_adapter` gives.
+    """
+    # PiSSA puts other tensors in the place of the weights that it takes apart; these are the original ones.
+    weights = {name: parameter.data for name, parameter in model.named_parameters()}
+    wrapped, summary = add_adapter(model, lora, seed)
+    try:
+        yield wrapped, summary
+    finally:
+        wrapped.unload()
+        model.activation_checkpointing_disable()  # `fit` may have turned it on
+        model.zero_grad(set_to_none=True)
+        for name, parameter in model.named_parameters():
+            parameter.data = weights[name]
+        model.requires_grad_(requires_grad=False)
+        model.eval()
+
+
 def summarise(model: PeftModel, modules: tuple[str, ...]) -> AdapterSummary:
     """Count the parameters of an adapted model."""
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -42,6 +42,9 @@ RECEIVE_BYTES = 64 << 10
 """Kernel buffer of each connection: it also bounds each read, and so what a sender can make this process hold
 before its request is judged. With the system's default 24 slow senders cost 15 MB, with this 7 MB."""
 
+BACKLOG = 2048
+"""Connections that wait to be accepted, as many as uvicorn asks for."""
+
 logger = logging.getLogger("rxtone.serving")
 
 
@@ -156,6 +159,7 @@ def _listen(host: str, port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BYTES)
     try:
         listener.bind((host, port))
+        listener.listen(BACKLOG)  # who reads the printed address and connects at once waits; it is not refused
     except (OSError, OverflowError) as error:
         listener.close()
         reason = getattr(error, "strerror", None) or str(error)

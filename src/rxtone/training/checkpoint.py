@@ -72,7 +72,7 @@ def save_checkpoint(folder: Path, model: PeftModel, optimizer: torch.optim.Optim
     Raises:
         RunError: If a value is not finite, or the disk refuses; nothing is written then, and nothing dropped.
     """
-    target = folder / f"step-{progress.step:06d}"
+    target = checkpoint_path(folder, progress.step)
     adapter, moments = adapter_state(model), _optimizer_tensors(model, optimizer)
     _refuse_non_finite(adapter | moments, progress.step)
     with atomic_folder(target) as temporary:
@@ -84,6 +84,11 @@ def save_checkpoint(folder: Path, model: PeftModel, optimizer: torch.optim.Optim
         if step not in {progress.step, progress.best_step}:
             shutil.rmtree(path, ignore_errors=True)
     return target
+
+
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step stands."""
+    return folder / f"step-{step:06d}"
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
@@ -181,7 +186,7 @@ def load_best(folder: Path, progress: Progress, model: PeftModel) -> None:
     """
     if progress.best_step is None or progress.best_step == progress.step:
         return
-    path = folder / f"step-{progress.best_step:06d}"
+    path = checkpoint_path(folder, progress.best_step)
     if not whole(path):
         msg = f"{path}: the best checkpoint is missing or damaged; train again from the recipe"
         raise RunError(msg)

@@ -21,8 +21,9 @@ from rxtone.model.memory import out_of_memory, split
 from rxtone.model.scoring import Scorer, log_probabilities, module_of, score_dataset
 from rxtone.stats.metrics import classification_metrics
 from rxtone.stopping import Stop
-from rxtone.training.checkpoint import Progress, load_best, load_checkpoint, save_checkpoint
+from rxtone.training.checkpoint import Progress, checkpoint_path, load_best, load_checkpoint, save_checkpoint
 from rxtone.training.objective import Objective, class_weight_vector, loss_sum
+from rxtone.training.processes import Processes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -168,6 +169,7 @@ def fit(
     *,
     resume_from: Path | None = None,
     stop: Stop | None = None,
+    processes: Processes | None = None,
 ) -> Iterator[Event]:
     """Train the adapter; when the iterator ends, the model holds the best checkpoint.
 
@@ -180,6 +182,7 @@ def fit(
         checkpoints: Folder for checkpoints.
         resume_from: A whole checkpoint of the same recipe, to go on from.
         stop: A wish to stop: the step is finished and saved, and the iterator ends early.
+        processes: Those that train together; None is this one alone.
 
     Yields:
         `StepDone` after each optimiser step, `EvalDone` after each pass and at the end,
@@ -194,6 +197,9 @@ def fit(
     optimizer = torch.optim.AdamW(parameters, lr=train.learning_rate, weight_decay=train.weight_decay)
     torch.manual_seed(train.seed)
     progress = load_checkpoint(resume_from, model, optimizer) if resume_from else Progress()
+    team = processes or Processes()
+    if team.rank:  # dropout of its own; the first process draws what a single one would draw
+        torch.manual_seed(train.seed + progress.step + 1_000_003 * team.rank)
     weights = class_weight_vector(train.class_weights, data.train_classes, data.labels)
     class_weights = torch.from_numpy(weights).to(parameters[0].device)
     total = total_steps(data.train.lengths, train)
@@ -205,7 +211,7 @@ def fit(
     model.train()
     parts = 1
     # A pass whose steps are done, but which is not validated yet, is a place to resume from too.
-    while (progress.step < total or progress.position) and not _patience_over(progress, train):
+    while (progress.step < total or progress.position) and not patience_over(progress, train):
         groups = step_groups(data.train.lengths, train, progress.epoch)
         beside = [auxiliary_groups(task, len(groups), train.seed, progress.epoch) for task in data.auxiliary]
         while progress.position < len(groups) and progress.step < total:
@@ -215,7 +221,7 @@ def fit(
             extra = [drawn[progress.position] for drawn in beside]
             tried = parts
             loss, weight, parts = _step(
-                scorer, optimizer, data, group, extra, train, rate, class_weights,
+                scorer, optimizer, data, group, extra, train, rate, class_weights, team,
                 first=progress.step == 0, parts=parts,
             )  # fmt: skip
             if parts > tried:
@@ -230,18 +236,21 @@ def fit(
                 len(rows), int(data.train.lengths[rows].sum()), time.perf_counter() - started, peak_memory(model),
             )  # fmt: skip
             ended = progress.position == len(groups) or progress.step == total
-            if stop.wanted() or (progress.step % train.checkpoint_every == 0 and not ended):
-                yield CheckpointSaved(progress.step, save_checkpoint(checkpoints, model, optimizer, progress))
-            if stop.wanted():
+            wanted = team.any(stop.wanted())  # all stop after the same step
+            if wanted or (progress.step % train.checkpoint_every == 0 and not ended):
+                yield _checkpoint(checkpoints, model, optimizer, progress, team)
+            if wanted:
                 return
         done = progress.epoch + progress.position / len(groups)
-        progress, event = _validate(scorer, data, progress, done)
+        progress, event = _validate(scorer, data, progress, done, team)
         yield event
         progress = replace(progress, epoch=progress.epoch + 1, position=0, epoch_loss=0.0, epoch_weight=0.0)
-        yield CheckpointSaved(progress.step, save_checkpoint(checkpoints, model, optimizer, progress))
-        if stop.wanted():
+        yield _checkpoint(checkpoints, model, optimizer, progress, team)
+        if team.any(stop.wanted()):
             return
-    load_best(checkpoints, progress, model)
+    if team.first:
+        load_best(checkpoints, progress, model)
+    team.spread(parameters)
     model.eval()
 
 
@@ -317,6 +326,7 @@ def _step(
     train: TrainConfig,
     rate: float,
     class_weights: torch.Tensor,
+    team: Processes,
     *,
     first: bool,
     parts: int,
@@ -331,7 +341,9 @@ def _step(
         optimizer.zero_grad(set_to_none=True)
         random = torch.get_rng_state()
         try:
-            loss_total, weight_total = _backward(scorer, data, group, extra, train, class_weights, scale, parts)
+            loss_total, weight_total = _backward(
+                scorer, data, [*map(team.share, group)], [*map(team.share, extra)], train, class_weights, scale, parts
+            )  # fmt: skip
             break
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
@@ -340,12 +352,14 @@ def _step(
         # Outside of the handler, whose traceback holds what the failed forward made.
         parts *= 2
         torch.set_rng_state(random)
+    loss_total, weight_total = team.sum_numbers(loss_total, weight_total)
     if not math.isfinite(loss_total):
         msg = (
             f"the loss is {loss_total} at reviews {sorted(int(i) for i in np.concatenate(group))[:8]} ...; "
             "nothing was saved since the last checkpoint. Lower train.learning_rate, or set model.precision=fp32"
         )
         raise RunError(msg)
+    team.sum_gradients([p for p in model.parameters() if p.requires_grad])
     parameters = [p for p in model.parameters() if p.requires_grad and p.grad is not None]
     for parameter in parameters:
         parameter.grad.div_(weight_total * scale)  # type: ignore[union-attr]  # filtered above
@@ -376,10 +390,9 @@ def _backward(
     What a further task counts is relative to the main task's reviews, whose weight the caller divides by; its
     classes all count alike. Returns the main task's summed loss and its weight.
     """
-    device = class_weights.device
-    objective = Objective(train.loss, train.label_smoothing, train.focal_gamma, train.ordinal_power)
+    device, objective = class_weights.device, objective_of(train)
     loss_total, weight_total = 0.0, 0.0
-    for indexes in split(group, parts):
+    for indexes in split([own for own in group if len(own)], parts):
         batch = data.train.batch(indexes, data.pad_token_id).to(device)
         classes = torch.from_numpy(data.train_classes[indexes]).to(device)
         soft = None if data.train_targets is None else torch.from_numpy(data.train_targets[indexes]).to(device)
@@ -392,12 +405,17 @@ def _backward(
         weight_total += weight
     for task, drawn in zip(data.auxiliary, extra, strict=True):
         even = torch.ones(len(task.label_tokens.ids), device=device)
-        for indexes in split([drawn], parts) if len(drawn) else []:
+        for indexes in split([drawn] if len(drawn) else [], parts):
             batch = task.reviews.batch(indexes, data.pad_token_id).to(device)
             classes = torch.from_numpy(task.classes[indexes]).to(device)
             loss, _ = loss_sum(scorer, batch, classes, task.label_tokens, objective=objective, class_weights=even)
             (loss * (scale * task.weight)).backward()
     return loss_total, weight_total
+
+
+def objective_of(train: TrainConfig) -> Objective:
+    """The loss that a recipe asks for."""
+    return Objective(train.loss, train.label_smoothing, train.focal_gamma, train.ordinal_power)
 
 
 def _refuse_one_review(group: list[np.ndarray], parts: int, data: TrainingData) -> None:
@@ -421,9 +439,31 @@ def _check_gradients(model: torch.nn.Module) -> None:
         raise RunError(msg)
 
 
-def _validate(scorer: Scorer, data: TrainingData, progress: Progress, epoch: float) -> tuple[Progress, EvalDone]:
-    scores = score_dataset(scorer, data.validation, data.label_tokens, batch_size=64, pad_token_id=data.pad_token_id)
-    log_probs = log_probabilities(scores)
+def _validate(
+    scorer: Scorer, data: TrainingData, progress: Progress, epoch: float, team: Processes
+) -> tuple[Progress, EvalDone]:
+    rows = team.share(np.arange(len(data.validation)))
+    scores = np.zeros((len(data.validation), len(data.labels)))
+    scores[rows] = score_dataset(
+        scorer, data.validation.part(rows), data.label_tokens, batch_size=64, pad_token_id=data.pad_token_id
+    )
+    return judge_validation(log_probabilities(team.sum_scores(scores)), data, progress, epoch)
+
+
+def judge_validation(
+    log_probs: np.ndarray, data: TrainingData, progress: Progress, epoch: float
+) -> tuple[Progress, EvalDone]:
+    """What a pass over the validation reviews says.
+
+    Args:
+        log_probs: float64, shape (m, k): label log-probabilities of the validation reviews.
+        data: Their labels.
+        progress: Where the run stands.
+        epoch: Passes done.
+
+    Returns:
+        The progress with the best validation so far, and the event.
+    """
     true = data.validation_classes
     metrics = classification_metrics(true, log_probs.argmax(1), data.labels)
     macro_f1 = float(str(metrics["macro_f1"]))
@@ -439,7 +479,17 @@ def _validate(scorer: Scorer, data: TrainingData, progress: Progress, epoch: flo
     return progress, EvalDone(progress.step, epoch, train_loss, loss, macro_f1, best, never)
 
 
-def _patience_over(progress: Progress, train: TrainConfig) -> bool:
+def _checkpoint(
+    folder: Path, model: PeftModel, optimizer: torch.optim.Optimizer, progress: Progress, team: Processes
+) -> CheckpointSaved:
+    if team.first:
+        save_checkpoint(folder, model, optimizer, progress)
+    team.wait()  # nobody goes on before it stands
+    return CheckpointSaved(progress.step, checkpoint_path(folder, progress.step))
+
+
+def patience_over(progress: Progress, train: TrainConfig) -> bool:
+    """Whether the run has gone on long enough without a better validation."""
     return train.early_stopping_patience is not None and progress.stale >= train.early_stopping_patience
 
 

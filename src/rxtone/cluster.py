@@ -1,0 +1,339 @@
+"""The same search on a Ray cluster: each trial a Ray task, the study kept by the driver.
+
+The driver alone talks to the study, so there is no storage to share: it draws settings, sends them out, is told
+each step and validation as it happens, prunes, and starts a trial again elsewhere when its node is lost. Base
+weights and tokens lie in the object store, once per node, and are read in place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import tempfile
+import warnings
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from tokenizers import Tokenizer
+from transformers import T5Config, T5ForConditionalGeneration
+
+from rxtone.errors import RecipeError, RunError
+from rxtone.model.base import Base, BaseIdentity, default_device
+from rxtone.study import Job, Study, beat, clear_trial, finish, next_job, report
+from rxtone.study_table import write_table
+from rxtone.sweep import Engine, failed
+from rxtone.sweep_events import SweepEvent, TrialEnded, TrialStarted, TrialStep, TrialValidated
+from rxtone.training.loop import EvalDone, StepDone, TrainingData
+from rxtone.trials import Bench, FoldRun, Trained, log_trial, open_bench, run_fold, train_setting
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    import numpy as np
+
+    from rxtone.config import Recipe
+    from rxtone.confirmation import FoldJob
+    from rxtone.preparation import Prepared
+
+ATTEMPTS = 5
+"""Nodes that a trial may lose before it counts as failed: it may be what kills them."""
+WAIT_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class PackedBase:
+    """A base as the object store keeps it: numpy arrays are shared by all processes of a node.
+
+    Attributes:
+        config: The T5 config.
+        weights: Name -> values; bf16 as the int16 of the same bits, which numpy knows.
+        dtypes: Name -> name of the torch type.
+        tokenizer: The tokenizer's JSON.
+        identity: Which base this is.
+        precision: Of its weights.
+    """
+
+    config: dict[str, Any]
+    weights: dict[str, np.ndarray]
+    dtypes: dict[str, str]
+    tokenizer: str
+    identity: BaseIdentity
+    precision: str
+
+
+def pack_base(base: Base) -> PackedBase:
+    """A loaded base in a form that is shared, not copied."""
+    state: dict[str, torch.Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in base.model.state_dict().items():
+        if tensor.data_ptr() not in seen:  # the embedding goes by three names, and would be stored three times
+            seen.add(tensor.data_ptr())
+            state[name] = tensor.detach().cpu().contiguous()
+    return PackedBase(
+        base.model.config.to_dict(),
+        {
+            name: (tensor.view(torch.int16) if tensor.dtype is torch.bfloat16 else tensor).numpy()
+            for name, tensor in state.items()
+        },
+        {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in state.items()},
+        base.tokenizer.to_str(),
+        base.identity,
+        base.precision,
+    )
+
+
+def unpack_base(packed: PackedBase) -> Base:
+    """A base whose weights are the shared arrays themselves (on a GPU: a copy there).
+
+    Args:
+        packed: What `pack_base` gave, perhaps read from the object store, where it cannot be written to.
+
+    Returns:
+        The base, frozen: nothing writes to its weights.
+    """
+    with torch.device("meta"):
+        model = T5ForConditionalGeneration(T5Config(**packed.config))
+    state = {}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given buffer is not writable", UserWarning)  # nor is it written to
+        for name, array in packed.weights.items():
+            flat = torch.frombuffer(array.data.cast("B"), dtype=getattr(torch, packed.dtypes[name]))
+            state[name] = flat.view(array.shape)
+    model.load_state_dict(state, assign=True, strict=False)  # tied weights come next
+    model.tie_weights()
+    model.requires_grad_(requires_grad=False)
+    model.eval()
+    model.to(default_device())  # type: ignore[arg-type]  # transformers' stub of nn.Module.to
+    return Base(model, Tokenizer.from_str(packed.tokenizer), packed.identity, packed.precision)
+
+
+@contextlib.contextmanager
+def ray_engine(*, address: str | None = None, cpus: float = 1, gpus: float = 0) -> Iterator[Engine]:
+    """Run trials on a Ray cluster.
+
+    Args:
+        address: A running cluster (`auto`, `ray://host:10001`, `host:6379`); None starts one on this machine.
+        cpus: CPUs that a trial takes.
+        gpus: GPUs that a trial takes; a fraction shares one.
+
+    Yields:
+        The engine.
+
+    Raises:
+        RecipeError: If Ray is not installed or the cluster cannot be reached.
+    """
+    try:
+        import ray
+    except ImportError:
+        msg = "--engine ray: ray is not installed; install rxtone[cluster]"
+        raise RecipeError(msg) from None
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster started here reports to nobody
+    here = not ray.is_initialized()
+    if here:
+        try:
+            dashboard = False if address is None else None  # a cluster that stands has its own
+            ray.init(address=address, include_dashboard=dashboard, log_to_driver=False, logging_level=logging.ERROR)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:300]
+            msg = f"--address {address}: the cluster cannot be reached: {reason}"
+            raise RecipeError(msg) from None
+    bench = open_bench()
+    store = _once_each(bench)
+    options = {"num_cpus": cpus, "num_gpus": gpus}
+    try:
+        yield Engine(partial(_trials, bench, store, options), partial(_folds, bench, store, options))
+    finally:
+        if here:
+            ray.shutdown()
+
+
+@dataclass(frozen=True)
+class _Store:
+    """Recipe -> reference to what lies in the object store."""
+
+    base: Callable[[Recipe], Any]
+    data: Callable[[Recipe], Any]
+    prepared: Callable[[Recipe], Any]
+
+
+@dataclass
+class _Running:
+    """A trial that is out, what it told so far, and on which attempt."""
+
+    job: Job
+    track: Callable[[StepDone | EvalDone | Trained], None]
+    attempt: int = 1
+    validations: int = 0
+    reported: int = 0
+    ended: Trained | None = None
+
+
+def _trials(bench: Bench, store: _Store, options: dict[str, float], study: Study) -> Iterator[SweepEvent]:
+    import ray
+
+    running: dict[Any, _Running] = {}
+    try:
+        while True:
+            yield from _fill(study, store, options, running)
+            if not running:
+                return
+            ready, _ = ray.wait(list(running), num_returns=1, timeout=WAIT_SECONDS)
+            for out in running.values():
+                beat(out.job)
+            for task in ready:
+                yield from _hear(study, store, options, running, task)
+    finally:
+        for task in running:
+            ray.cancel(task, force=True)
+
+
+def _fill(study: Study, store: _Store, options: dict[str, float], running: dict[Any, _Running]) -> Iterator[SweepEvent]:
+    """Send settings out until the cluster is full or there are none."""
+    while len(running) < _slots(options) and (job := next_job(study)) is not None:
+        track = log_trial(job.recipe, clear_trial(study.folder, job.number))
+        running[_send(store, options, job.recipe)] = _Running(job, track)
+        yield TrialStarted(job.number, job.settings)
+
+
+def _hear(
+    study: Study, store: _Store, options: dict[str, float], running: dict[Any, _Running], task: Any
+) -> Iterator[SweepEvent]:
+    """Take the next thing that a trial tells, or learn that it ended, failed or was lost."""
+    import ray
+
+    out = running[task]
+    try:
+        event = ray.get(next(task))
+    except StopIteration:
+        del running[task]
+        yield _ended(study, out)
+    except ray.exceptions.RayTaskError as error:
+        del running[task]
+        yield failed(study, out.job, error.cause if isinstance(error.cause, Exception) else error)
+        write_table(study)
+    except ray.exceptions.RayError as error:  # its node or its process is gone
+        del running[task]
+        if out.attempt == ATTEMPTS:
+            yield failed(study, out.job, RunError(f"lost {ATTEMPTS} nodes or processes, the last one: {error}"))
+            return
+        out.attempt, out.validations = out.attempt + 1, 0
+        out.track = log_trial(out.job.recipe, clear_trial(study.folder, out.job.number))
+        running[_send(store, options, out.job.recipe)] = out
+    else:
+        yield from _told(study, running, task, event)
+
+
+def _told(study: Study, running: dict[Any, _Running], task: Any, event: Any) -> Iterator[SweepEvent]:
+    import ray
+
+    out = running[task]
+    out.track(event)
+    if isinstance(event, StepDone):
+        yield TrialStep(out.job.number, event)
+    elif isinstance(event, Trained):
+        out.ended = event
+    else:
+        out.validations += 1
+        if out.validations <= out.reported:
+            return  # told before its node was lost
+        out.reported = out.validations
+        yield TrialValidated(out.job.number, event.epoch, event.validation_macro_f1)
+        if report(out.job, out.validations, event.validation_macro_f1):
+            ray.cancel(task)
+            del running[task]
+            yield _ended(study, out)
+
+
+def _ended(study: Study, out: _Running) -> TrialEnded:
+    facts = out.ended.facts if out.ended else {}
+    value = out.ended.macro_f1 if out.ended else None
+    facts |= {"attempts": out.attempt}
+    state = finish(study, out.job, facts=facts, value=value, reason=None)
+    write_table(study)
+    return TrialEnded(out.job.number, state, value, facts)
+
+
+def _folds(
+    bench: Bench, store: _Store, options: dict[str, float], jobs: list[FoldJob]
+) -> Iterator[tuple[FoldJob, FoldRun]]:
+    import ray
+
+    task = ray.remote(_run_fold).options(max_retries=ATTEMPTS, **options)
+    sent = {
+        task.remote(store.base(job.candidate.recipe), store.prepared(job.candidate.recipe), job.candidate.recipe,
+                    job.seed, job.fold, job.of): job
+        for job in jobs
+    }  # fmt: skip
+    waiting = list(sent)
+    try:
+        while waiting:
+            (done, *_), waiting = ray.wait(waiting, num_returns=1)
+            try:
+                yield sent[done], ray.get(done)
+            except ray.exceptions.RayTaskError as error:
+                cause = error.cause
+                raise (cause if isinstance(cause, Exception) else error) from None
+    finally:
+        for ref in waiting:
+            ray.cancel(ref, force=True)
+
+
+def _send(store: _Store, options: dict[str, float], recipe: Recipe) -> Any:
+    import ray
+
+    # Ray's own retry would tell everything twice: the driver starts a lost trial again.
+    task = ray.remote(_run_trial).options(max_retries=0, **options)
+    return task.remote(store.base(recipe), store.data(recipe), recipe)
+
+
+def _run_trial(packed: PackedBase, data: TrainingData, recipe: Recipe) -> Iterator[StepDone | EvalDone | Trained]:
+    bench = Bench(lambda _: unpack_base(packed), _nothing, lambda _: data)
+    with tempfile.TemporaryDirectory(prefix="rxtone-") as folder:
+        yield from train_setting(bench, recipe, Path(folder) / "checkpoints")
+
+
+def _run_fold(packed: PackedBase, prepared: Prepared, recipe: Recipe, seed: int, fold: int, of: int) -> FoldRun:
+    bench = Bench(lambda _: unpack_base(packed), lambda _: prepared, _nothing)
+    with tempfile.TemporaryDirectory(prefix="rxtone-") as folder:
+        return run_fold(bench, recipe, seed=seed, fold=fold, of=of, folder=Path(folder) / "fold")
+
+
+def _nothing(recipe: Recipe) -> Any:
+    msg = f"not needed on a node: {recipe.data.train}"
+    raise RunError(msg)
+
+
+def _slots(options: dict[str, float]) -> int:
+    """Trials that the cluster can hold now, nodes that came and went included."""
+    import ray
+
+    there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    fits = [
+        int(there.get(name, 0.0) // options[option])
+        for name, option in (("CPU", "num_cpus"), ("GPU", "num_gpus"))
+        if options[option]
+    ]
+    return max(1, min(fits, default=1))  # at least one: Ray keeps it until a node comes
+
+
+def _once_each(bench: Bench) -> _Store:
+    import ray
+
+    kept: dict[str, Any] = {}
+
+    def once(kind: str, recipe: Recipe, make: Callable[[Recipe], Any]) -> Any:
+        parts = [recipe.model] if kind == "base" else [recipe.model, recipe.data, recipe.prompt]
+        key = kind + "".join(part.model_dump_json() for part in parts)
+        if key not in kept:
+            kept[key] = ray.put(make(recipe))
+        return kept[key]
+
+    return _Store(
+        lambda recipe: once("base", recipe, lambda own: pack_base(bench.base(own))),
+        lambda recipe: once("data", recipe, bench.data),
+        lambda recipe: once("prepared", recipe, bench.prepared),
+    )
