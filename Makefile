@@ -45,7 +45,7 @@ test-extras:
 	.venv-extras/bin/pip install --quiet --constraint constraints.txt --editable '.[dev,cluster,quant]'
 	OMP_NUM_THREADS=1 .venv-extras/bin/pytest tests/test_cluster.py tests/model/test_quantised.py
 
-# The promises of docs/reliability.md in their long form: about an hour on one core. SHARE=0.1 makes a tenth of it.
+# The promises of docs/reliability.md in their long form: more than an hour on one core. SHARE=0.1 makes a tenth of it.
 SHARE ?= 1
 torture: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m tests.torture --share $(SHARE) --out torture.json
