@@ -1,6 +1,7 @@
 """The command line as a user meets it: a real process for what a process decides, the app itself for the rest."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -71,6 +72,14 @@ def test_evaluate_prints_json_for_scripts(rxtone, tiny_run, tmp_path):
     assert (code, metrics["n"], metrics["split"], metrics["training_rows"]) == (0, 30, "test", 0)
     assert set(metrics["per_class"]) == {"positive", "neutral", "negative"}
     assert metrics["baselines"]["tfidf_fields"]["macro_f1"] > 0.5
+
+
+def test_an_adapter_without_its_records_is_not_said_to_be_tested(rxtone, tiny_run, tiny_table, tmp_path):
+    alone = shutil.copytree(tiny_run / "adapter", tmp_path / "alone")
+    code, out, _ = rxtone("evaluate", alone, tiny_table, "--json")
+    metrics = json.loads(out)
+    assert (code, metrics["training_rows"]) == (0, None)
+    assert metrics["split"] == "no record of the training reviews, so perhaps not a test"
 
 
 def test_evaluating_on_training_rows_is_never_called_a_test(rxtone, tiny_run, tiny_table):

@@ -232,9 +232,9 @@ class EvaluationConfig(Group):
     """Also judge the base without the adapter, asked with the same prompt."""
     batch_size: Positive = 32
     """Reviews per scoring batch."""
-    operating_point: Literal["argmax", "macro_f1"] = "argmax"
-    """`argmax` answers with the most probable label; `macro_f1` adds an offset per label, tuned on
-    validation rows. Both are reported."""
+    operating_point: Literal["argmax", "macro_f1", "balanced"] = "argmax"
+    """`argmax` answers with the most probable label; `macro_f1` and `balanced` (the mean of macro-F1 and
+    kappa) add an offset per label, tuned on validation rows. All are reported."""
     behaviour: bool = False
     """Also ask the behavioural suite (negation, "none", sarcasm, typing errors ...); the labels must be
     positive and negative, with or without neutral."""

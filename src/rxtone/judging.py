@@ -24,7 +24,7 @@ from rxtone.evaluation.drift import drift
 from rxtone.evaluation.evaluate import Evaluation, evaluate, evaluate_outputs, predictions_frame
 from rxtone.evaluation.pages import render_drift
 from rxtone.evaluation.report import render_comparison
-from rxtone.preparation import SEEN, TEST, free_text, label_indexes, text_hash
+from rxtone.preparation import SEEN, TEST, UNKNOWN, free_text, label_indexes, text_hash
 from rxtone.run import (
     EvaluationFolder,
     RunFolder,
@@ -133,7 +133,7 @@ def judge_table(
 
     Returns:
         The evaluation. Rows that repeat a training text are counted in `training_rows`, and the split
-        is then not called a test.
+        is then not called a test; nor is it where no data.json tells what was trained on.
 
     Raises:
         RecipeError: If the suite is asked of labels that are no sentiment scale.
@@ -148,7 +148,7 @@ def judge_table(
     record = _data_record(folder)
     seen = set(record["training_text_hashes"]) if record else set()
     repeats = sum(text_hash(review) in seen for review in reviews)
-    name = SEEN if repeats else TEST
+    name = UNKNOWN if record is None else SEEN if repeats else TEST
     if mode == "generate":
         evaluation = evaluate_outputs(spec.labels, reviews, classifier.generate(reviews), split_name=name)
     else:

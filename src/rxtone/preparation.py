@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 TEST = "test"
 SELECTION = "validation, used for selection"
 SEEN = "includes training reviews, not a test"
+UNKNOWN = "no record of the training reviews, so perhaps not a test"
 
 
 @dataclass(frozen=True)

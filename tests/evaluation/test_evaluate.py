@@ -122,7 +122,7 @@ def test_answers_are_those_of_the_policy_and_argmax_is_not_hidden():
     metrics = found.metrics
     assert json.loads(json.dumps(metrics, allow_nan=False)) == metrics
     assert metrics["operating_point"] == "macro_f1"
-    assert list(metrics["operating_points"]) == ["argmax", "macro_f1"]
+    assert list(metrics["operating_points"]) == ["argmax", "macro_f1", "balanced"]
     assert metrics["operating_points"]["macro_f1"]["metrics"]["macro_f1"] == metrics["macro_f1"]
     assert metrics["operating_points"]["argmax"]["metrics"]["macro_f1"] < metrics["macro_f1"]
     assert metrics["calibration"]["method"] != "none"

@@ -5,6 +5,7 @@ import pytest
 from scipy.special import log_softmax
 from sklearn.metrics import f1_score
 
+from rxtone.stats.metrics import confusion_counts, metric_arrays
 from rxtone.stats.operating import argmax_rule, ordinal_cost, tune_offsets
 
 
@@ -55,10 +56,32 @@ def test_too_few_rows_keep_argmax():
 def test_costs_are_cut():
     log_p, y = shifted(2000, seed=4, shift=(0.0, -2.0, 0.0))
     cost = ordinal_cost(3) ** 2
-    found = tune_offsets(log_p, y, cost=cost)
+    found = tune_offsets(log_p, y, aim="cost", cost=cost)
     assert found.rule.objective == "cost"
     other, truth = shifted(2000, seed=5, shift=(0.0, -2.0, 0.0))
     assert cost[truth, found.rule.decide(other)].mean() < cost[truth, other.argmax(axis=1)].mean() - 0.1
+
+
+def test_the_balanced_aim_gives_away_less_agreement():
+    """A weak score of a rare label: macro-F1 buys it dearly, the mean with kappa does not."""
+    rng = np.random.default_rng(0)
+    y = rng.choice(3, size=3000, p=[0.68, 0.10, 0.22])
+    z = log_softmax(rng.normal(size=(3000, 3)) * 1.2 + np.array([2.0, 0.7, 1.6])[None] * np.eye(3)[y] * 1.2
+                    + np.log([0.68, 0.10, 0.22]), axis=1)  # fmt: skip
+    rules = {aim: tune_offsets(z, y, aim=aim).rule for aim in ("macro_f1", "balanced")}
+    assert [rule.objective for rule in rules.values()] == ["macro_f1", "balanced"]
+    worth = {aim: metric_arrays(confusion_counts(y, rule.decide(z), 3)) for aim, rule in rules.items()}
+    assert worth["balanced"]["kappa"] >= worth["macro_f1"]["kappa"]
+    assert worth["macro_f1"]["macro_f1"] >= worth["balanced"]["macro_f1"] - 0.005
+    mean = {aim: float(found["macro_f1"] + found["kappa"]) for aim, found in worth.items()}
+    assert mean["balanced"] >= mean["macro_f1"]
+
+
+def test_an_aim_must_be_known_and_have_its_costs():
+    log_p, y = shifted(100)
+    for wrong in ({"aim": "luck"}, {"aim": "cost"}, {"cost": ordinal_cost(3)}):
+        with pytest.raises(ValueError, match="expected macro_f1, balanced, or cost with costs"):
+            tune_offsets(log_p, y, **wrong)
 
 
 def test_ordinal_cost_and_json():

@@ -71,16 +71,16 @@ def test_damaged_json_is_refused(change, message):
         policy_from_dict(FULL.to_dict() | change)
 
 
-def test_a_fitted_policy_calibrates_and_offers_both_operating_points():
+def test_a_fitted_policy_calibrates_and_offers_all_operating_points():
     log_p, y = scores(600)
     overconfident = log_softmax(3 * log_p + [1.0, -1.0, 0.0], axis=1)
     fit = fit_policy(overconfident, y, cost=ordinal_cost(3))
-    assert [rule.objective for rule in fit.policy.rules] == ["macro_f1", "cost"]
+    assert [rule.objective for rule in fit.policy.rules] == ["macro_f1", "balanced", "cost"]
     assert fit.policy.operating_point == "argmax"
     assert fit.nll_after < fit.nll_before
     assert fit.certified is None
     record = json.loads(json.dumps(fit.to_dict()))
-    assert list(record["operating_points"]) == ["macro_f1", "cost"]
+    assert list(record["operating_points"]) == ["macro_f1", "balanced", "cost"]
     assert record["target_precision"] is None
     sets = fit.policy.conformal.sets(fit.policy.decide(overconfident).probabilities)
     assert 0.89 <= sets[np.arange(600), y].mean() <= 0.93

@@ -4,6 +4,7 @@ Plain argmax serves accuracy; with a rare middle label it hardly ever chooses th
 tuned on validation rows for macro-F1 or for costs, moves the borders between labels and nothing else.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +13,11 @@ from numpy.typing import ArrayLike, NDArray
 from rxtone.stats.metrics import confusion_counts, metric_arrays
 
 MACRO_F1 = "macro_f1"
+BALANCED = "balanced"
+"""The mean of macro-F1 and Cohen's kappa: macro-F1 alone gives away many right answers for a few of a rare label."""
 COST = "cost"
+
+Objective = Callable[[NDArray[np.int64]], NDArray[np.float64]]
 
 _SHRINKS = (0.0, 0.25, 0.5, 0.75, 1.0)
 _FOLDS = 5
@@ -26,7 +31,7 @@ class DecisionRule:
 
     Attributes:
         offsets: One per label, the first one 0; all 0 is plain argmax.
-        objective: What they were tuned for, `macro_f1` or `cost`; None for plain argmax.
+        objective: What they were tuned for: `macro_f1`, `balanced` or `cost`; None for plain argmax.
     """
 
     offsets: tuple[float, ...]
@@ -91,8 +96,10 @@ def ordinal_cost(n_labels: int) -> NDArray[np.float64]:
     return np.asarray(np.abs(position[:, None] - position[None, :]))
 
 
-def tune_offsets(log_probs: ArrayLike, y_true: ArrayLike, *, cost: ArrayLike | None = None, seed: int = 0) -> TunedRule:
-    """Tune offsets for macro-F1 or for the mean cost.
+def tune_offsets(
+    log_probs: ArrayLike, y_true: ArrayLike, *, aim: str = MACRO_F1, cost: ArrayLike | None = None, seed: int = 0
+) -> TunedRule:
+    """Tune offsets for macro-F1, for its mean with kappa, or for the mean cost.
 
     How much of the fitted offsets to keep, from nothing to all, is chosen by repeated cross-validation on the
     same rows: with few rows of a label the optimum found is mostly luck.
@@ -100,31 +107,37 @@ def tune_offsets(log_probs: ArrayLike, y_true: ArrayLike, *, cost: ArrayLike | N
     Args:
         log_probs: Log-probabilities of the labels for validation rows, shape (n, k).
         y_true: Their label indexes, shape (n,).
-        cost: Cost of each mistake, shape (k, k), rows true labels; None maximises macro-F1.
+        aim: `macro_f1`, `balanced` (the mean of macro-F1 and kappa) or `cost`.
+        cost: For `cost`, the cost of each mistake, shape (k, k), rows true labels.
         seed: Of the folds.
 
     Returns:
-        The rule and its cross-validated worth; the objective is macro-F1 or minus the mean cost.
+        The rule and its cross-validated worth: of the aim, or minus the mean cost.
+
+    Raises:
+        ValueError: If the aim is unknown, or costs are given for another aim, or lacking.
     """
     z, y = np.asarray(log_probs, dtype=np.float64), np.asarray(y_true, dtype=np.int64)
     k = z.shape[1]
-    costs = None if cost is None else np.asarray(cost, dtype=np.float64)
+    if aim not in {MACRO_F1, BALANCED, COST} or (aim == COST) != (cost is not None):
+        raise ValueError(f"expected macro_f1, balanced, or cost with costs, got {aim!r}")
+    objective = _objective(aim, None if cost is None else np.asarray(cost, dtype=np.float64))
     rng = np.random.default_rng(seed)
     worth = np.zeros(len(_SHRINKS))
     if len(y) < 2 * _FOLDS:
-        value = float(_objective(confusion_counts(y, z.argmax(axis=1), k), costs))
+        value = float(objective(confusion_counts(y, z.argmax(axis=1), k)))
         return TunedRule(argmax_rule(k), 0.0, value, value)
     for _ in range(_REPEATS):
         fold = _stratified_folds(y, rng)
-        fitted = [_fit_offsets(z[fold != i], y[fold != i], costs) for i in range(_FOLDS)]
+        fitted = [_fit_offsets(z[fold != i], y[fold != i], objective) for i in range(_FOLDS)]
         for s, shrink in enumerate(_SHRINKS):
             pred = (z + shrink * np.array(fitted)[fold]).argmax(axis=1)
-            worth[s] += _objective(confusion_counts(y, pred, k), costs) / _REPEATS
+            worth[s] += objective(confusion_counts(y, pred, k)) / _REPEATS
     best = int(worth.argmax())  # the first of equals: the least change
-    offsets = _SHRINKS[best] * _fit_offsets(z, y, costs)
+    offsets = _SHRINKS[best] * _fit_offsets(z, y, objective)
     rule = argmax_rule(k)
     if best > 0:
-        rule = DecisionRule(tuple(map(float, offsets)), MACRO_F1 if cost is None else COST)
+        rule = DecisionRule(tuple(map(float, offsets)), aim)
     return TunedRule(rule, _SHRINKS[best], float(worth[0]), float(worth[best]))
 
 
@@ -136,23 +149,26 @@ def _stratified_folds(y: NDArray[np.int64], rng: np.random.Generator) -> NDArray
     return fold
 
 
-def _objective(counts: NDArray[np.int64], costs: NDArray[np.float64] | None) -> NDArray[np.float64]:
-    """Return macro-F1, or minus the mean cost, of counts of shape (..., k, k + 1)."""
-    if costs is None:
-        return metric_arrays(counts)["macro_f1"]
-    k = costs.shape[0]
-    return np.asarray(-(counts[..., :k] * costs).sum(axis=(-2, -1)) / counts.sum(axis=(-2, -1)))
+def _objective(aim: str, costs: NDArray[np.float64] | None) -> Objective:
+    """What is maximised, of counts of shape (..., k, k + 1)."""
+
+    def worth(counts: NDArray[np.int64]) -> NDArray[np.float64]:
+        if costs is not None:
+            k = costs.shape[0]
+            return np.asarray(-(counts[..., :k] * costs).sum(axis=(-2, -1)) / counts.sum(axis=(-2, -1)))
+        found = metric_arrays(counts)
+        return found["macro_f1"] if aim == MACRO_F1 else (found["macro_f1"] + found["kappa"]) / 2
+
+    return worth
 
 
-def _fit_offsets(
-    z: NDArray[np.float64], y: NDArray[np.int64], costs: NDArray[np.float64] | None
-) -> NDArray[np.float64]:
+def _fit_offsets(z: NDArray[np.float64], y: NDArray[np.int64], objective: Objective) -> NDArray[np.float64]:
     """Ascend one offset at a time, each by an exact search over all borders between rows."""
     offsets = np.zeros(z.shape[1])
     for _ in range(_ROUNDS):
         before = offsets.copy()
         for label in range(len(offsets)):
-            offsets[label] = _best_offset(z, y, offsets, label, costs)
+            offsets[label] = _best_offset(z, y, offsets, label, objective)
         offsets -= offsets[0]
         if np.abs(offsets - before).max() < 1e-9:
             break
@@ -164,7 +180,7 @@ def _best_offset(
     y: NDArray[np.int64],
     offsets: NDArray[np.float64],
     label: int,
-    costs: NDArray[np.float64] | None,
+    objective: Objective,
 ) -> float:
     """Search the offset of one label; the others stay.
 
@@ -181,7 +197,7 @@ def _best_offset(
     steps[0] = confusion_counts(y, rival, k)
     steps[np.arange(1, n + 1), y[order], rival[order]] -= 1
     steps[np.arange(1, n + 1), y[order], label] += 1
-    worth = _smoothed(_objective(np.cumsum(steps, axis=0), costs))
+    worth = _smoothed(objective(np.cumsum(steps, axis=0)))
     ends = np.concatenate([[gap[order[0]] - 1.0], gap[order], [gap[order[-1]] + 1.0]])
     between = (ends[1:] + ends[:-1]) / 2
     worth[1:-1][np.diff(gap[order]) <= 0] = -np.inf  # rows of equal gap go over together

@@ -14,7 +14,7 @@ from rxtone.stats.calibration import (
     identity_calibration,
     negative_log_likelihood,
 )
-from rxtone.stats.operating import DecisionRule, TunedRule, argmax_rule, tune_offsets
+from rxtone.stats.operating import BALANCED, COST, MACRO_F1, DecisionRule, TunedRule, argmax_rule, tune_offsets
 
 ARGMAX = "argmax"
 
@@ -237,8 +237,8 @@ def fit_policy(
         log_probs: Uncalibrated log-probabilities of the labels, shape (n, k).
         y_true: Label indexes, shape (n,).
         cost: Cost of each mistake, shape (k, k), rows true labels; adds an operating point `cost` to
-            `macro_f1`.
-        operating_point: Which one answers: `argmax`, `macro_f1` or `cost`. One that did not help in
+            `macro_f1` and `balanced`.
+        operating_point: Which one answers: `argmax`, `macro_f1`, `balanced` or `cost`. One that did not help in
             cross-validation is plain argmax under its name.
         target_precision: The share of answers that should be right; the least confident ones beyond it are
             withheld.
@@ -251,9 +251,9 @@ def fit_policy(
     z, y = np.asarray(log_probs, dtype=np.float64), np.asarray(y_true, dtype=np.int64)
     calibration = fit_calibration(z, y, seed=seed)
     calibrated = calibration.log_probabilities(z)
-    tuned = [("macro_f1", tune_offsets(calibrated, y, seed=seed))]
+    tuned = [(aim, tune_offsets(calibrated, y, aim=aim, seed=seed)) for aim in (MACRO_F1, BALANCED)]
     if cost is not None:
-        tuned.append(("cost", tune_offsets(calibrated, y, cost=cost, seed=seed)))
+        tuned.append((COST, tune_offsets(calibrated, y, aim=COST, cost=cost, seed=seed)))
     policy = Policy(
         calibration,
         tuple(DecisionRule(found.rule.offsets, name) for name, found in tuned),
