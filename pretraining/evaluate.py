@@ -16,12 +16,13 @@ import torch
 from numpy.typing import NDArray
 
 import rxtone
-from rxtone.classifier import Classifier, load, zero_shot
+from rxtone.classifier import Classifier
 from rxtone.config import Recipe, load_recipe
 from rxtone.data.reviews import Review, parse_rule, read_reviews
 from rxtone.data.splits import folds
 from rxtone.data.tables import read_table
 from rxtone.evaluation.baselines import TFIDF_FIELDS, fit_baselines
+from rxtone.loading import load, zero_shot
 from rxtone.stats.bootstrap import bootstrap
 from rxtone.stats.metrics import confusion_counts, metric_arrays
 from rxtone.stats.significance import paired_differences

@@ -12,11 +12,11 @@ from transformers import AutoTokenizer, T5ForConditionalGeneration
 
 import rxtone
 from rxtone import api, pipeline
-from rxtone.classifier import zero_shot
 from rxtone.config import load_recipe
 from rxtone.data.reviews import parse_rule, read_reviews
 from rxtone.data.tables import read_table
 from rxtone.errors import ModelError
+from rxtone.loading import zero_shot
 from rxtone.model.base import load_base
 
 BASE = Path(rxtone.__file__).parent / "bundled" / "base"

@@ -9,11 +9,12 @@ from tiny import tiny_values, write_tiny_base
 from transformers import T5ForConditionalGeneration
 
 import rxtone
-from rxtone.classifier import adapter_folder, cast, load, read_spec, zero_shot
 from rxtone.config import check_recipe
 from rxtone.data.reviews import Review
 from rxtone.errors import DataError, ModelError
+from rxtone.loading import cast, load, zero_shot
 from rxtone.model.base import load_base
+from rxtone.spec import adapter_folder, read_spec
 
 GOOD = {"benefits": "great relief for me", "effects": "none"}
 BAD = {"Benefits": "useless pill", "Side Effects": "awful pain and worse sleep"}
@@ -117,7 +118,7 @@ def test_a_plain_peft_folder_needs_a_recipe(copied, tiny_base, tiny_table, class
 
 
 def test_a_wrong_base_is_refused_before_its_weights_load(copied, tmp_path, monkeypatch):
-    monkeypatch.setattr("rxtone.classifier.load_base", lambda *_, **__: pytest.fail("weights were loaded"))
+    monkeypatch.setattr("rxtone.loading.load_base", lambda *_, **__: pytest.fail("weights were loaded"))
     other = write_tiny_base(tmp_path / "other", seed=5)
     with pytest.raises(ModelError, match="pass the original base with --base"):
         load(copied, base=str(other))

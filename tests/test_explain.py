@@ -105,7 +105,7 @@ def test_long_reviews_are_explained_in_runs_of_words_and_say_what_was_cut(classi
     spec = classifier.spec.prompt.model_copy(update={"max_tokens": 300})
     from dataclasses import replace
 
-    from rxtone.classifier import prompt_builder
+    from rxtone.spec import prompt_builder
 
     wide = replace(classifier, prompts=prompt_builder(classifier.tokenizer, spec, classifier.labels))
     found = explain(wide, {"Benefits": "pill " * 100, "Side Effects": "pain " * 30})

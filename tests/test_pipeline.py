@@ -7,9 +7,9 @@ from safetensors.torch import load_file
 from tiny import tiny_values, write_tiny_table
 
 from rxtone import api, pipeline
-from rxtone.classifier import load
 from rxtone.config import check_recipe, load_recipe
 from rxtone.errors import DataError, RecipeError, RunError
+from rxtone.loading import load
 from rxtone.pipeline import AdapterReady, DataReady, Evaluated
 from rxtone.training.loop import CheckpointSaved, EvalDone, StepDone
 

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from rxtone.api import train as train
     from rxtone.classifier import Classifier as Classifier
     from rxtone.classifier import Prediction as Prediction
-    from rxtone.classifier import load as load
-    from rxtone.classifier import zero_shot as zero_shot
     from rxtone.config import Recipe as Recipe
     from rxtone.config import load_recipe as load_recipe
     from rxtone.data.reviews import Review as Review
@@ -27,6 +25,8 @@ if TYPE_CHECKING:
     from rxtone.errors import RunError as RunError
     from rxtone.errors import RxtoneError as RxtoneError
     from rxtone.evaluation.evaluate import Evaluation as Evaluation
+    from rxtone.loading import load as load
+    from rxtone.loading import zero_shot as zero_shot
     from rxtone.run import RunFolder as RunFolder
 
 # No dependency reports home: each reads its switch when it is imported. A user's own setting stands.
@@ -38,7 +38,8 @@ for _switch, _off in (
 
 _HOMES = {
     "api": ("evaluate", "read_reviews", "train"),
-    "classifier": ("Classifier", "Prediction", "load", "zero_shot"),
+    "classifier": ("Classifier", "Prediction"),
+    "loading": ("load", "zero_shot"),
     "config": ("Recipe", "load_recipe"),
     "data.reviews": ("Review",),
     "errors": ("DataError", "GateError", "ModelError", "RecipeError", "RunError", "RxtoneError"),

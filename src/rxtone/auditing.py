@@ -5,7 +5,6 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from rxtone.classifier import prompt_builder
 from rxtone.config import cache_dir
 from rxtone.data.audit import AuditPart, audit
 from rxtone.data.reviews import parse_rule, read_reviews
@@ -15,6 +14,7 @@ from rxtone.evaluation.baselines import cross_fitted
 from rxtone.evaluation.pages import render_audit
 from rxtone.model.base import load_tokenizer
 from rxtone.run import write_json, write_text
+from rxtone.spec import prompt_builder
 
 if TYPE_CHECKING:
     from pathlib import Path

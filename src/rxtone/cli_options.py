@@ -45,8 +45,8 @@ CoverageOption = Annotated[
 
 def load_classifier(run: str, base: str | None, recipe: str | None, precision: str | None = None) -> Classifier:
     """Load what a RUN argument names."""
-    from rxtone.classifier import load
     from rxtone.config import load_recipe
+    from rxtone.loading import load
     from rxtone.model.base import quiet_transformers
     from rxtone.model.host import prepare_host
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from rxtone.classifier import zero_shot
 from rxtone.config import cache_dir
 from rxtone.data.reviews import parse_rule, read_reviews
 from rxtone.data.suspects import suspect_labels
@@ -24,6 +23,7 @@ from rxtone.evaluation.drift import drift
 from rxtone.evaluation.evaluate import Evaluation, evaluate, evaluate_outputs, predictions_frame
 from rxtone.evaluation.pages import render_drift
 from rxtone.evaluation.report import render_comparison
+from rxtone.loading import zero_shot
 from rxtone.preparation import SEEN, TEST, UNKNOWN, free_text, label_indexes, text_hash
 from rxtone.run import (
     EvaluationFolder,
@@ -36,11 +36,12 @@ from rxtone.run import (
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from rxtone.classifier import Classifier, ClassifierSpec, Prediction
+    from rxtone.classifier import Classifier, Prediction
     from rxtone.config import Recipe
     from rxtone.data.reviews import Review
     from rxtone.data.tables import Table
     from rxtone.preparation import Prepared
+    from rxtone.spec import ClassifierSpec
 
 
 SUSPECTS = 20

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rxtone.artefacts import environment_record, write_evaluation
-from rxtone.classifier import load, make_spec, prompt_builder, token_id, write_spec, write_validation
 from rxtone.config import Recipe, aspect_recipe, dump_recipe, load_recipe
 from rxtone.data.rules import parse_rule
 from rxtone.data.soft_labels import soft_labels
 from rxtone.errors import RecipeError, RunError
 from rxtone.judging import judge
-from rxtone.model.base import Base, default_device, load_base
+from rxtone.loading import load
+from rxtone.model.base import Base, default_device, load_base, token_id
 from rxtone.model.batches import ReviewDataset
 from rxtone.model.lora import AdapterSummary, add_adapter, peft_state, save_adapter
 from rxtone.model.scoring import Scorer, label_token_ids, log_probabilities, plan_scorer, score_dataset
@@ -25,6 +25,7 @@ from rxtone.preparation import Prepared, label_indexes, prepare, truncation_reco
 from rxtone.reload import check_reload
 from rxtone.run import RunFolder, atomic_folder, create_run, truncate_log, write_json, write_text
 from rxtone.run_lock import hold_run
+from rxtone.spec import make_spec, prompt_builder, write_spec, write_validation
 from rxtone.stats.policy import fit_policy
 from rxtone.stats.validation import ValidationScores
 from rxtone.stopping import Stop
@@ -39,8 +40,8 @@ if TYPE_CHECKING:
     import numpy as np
     from peft import PeftModel
 
-    from rxtone.classifier import ClassifierSpec
     from rxtone.evaluation.evaluate import Evaluation
+    from rxtone.spec import ClassifierSpec
     from rxtone.training.processes import Processes
 
 CANARIES = 16

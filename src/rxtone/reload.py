@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rxtone.classifier import load
 from rxtone.data.reviews import Review
 from rxtone.errors import ModelError
+from rxtone.loading import load
 from rxtone.model.base import QUANTISED, quiet_transformers
 
 if TYPE_CHECKING:

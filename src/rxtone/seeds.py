@@ -15,16 +15,17 @@ import numpy as np
 import polars as pl
 
 from rxtone import pipeline
-from rxtone.classifier import load, read_spec, read_validation, write_spec, write_validation
 from rxtone.config import process_place
 from rxtone.errors import RecipeError, RunError
 from rxtone.evaluation.compare import RunPredictions, compare
 from rxtone.evaluation.inputs import group_indexes
 from rxtone.evaluation.report import render_comparison
 from rxtone.judging import judge
+from rxtone.loading import load
 from rxtone.model.ensemble import average
 from rxtone.preparation import label_indexes, prepare
 from rxtone.run import ENSEMBLE, EvaluationFolder, RunFolder, atomic_folder, atomic_path, write_json, write_text
+from rxtone.spec import read_spec, read_validation, write_spec, write_validation
 from rxtone.stats.policy import fit_policy
 from rxtone.stats.significance import seed_gain_over, seed_summary
 from rxtone.stats.validation import ValidationScores

@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from rxtone.classifier import load
 from rxtone.errors import ModelError
+from rxtone.loading import load
 from rxtone.model.adapter_files import read_adapter
 from rxtone.model.base import check_foreign_base
 

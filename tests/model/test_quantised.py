@@ -6,9 +6,9 @@ import torch
 from tiny import tiny_values
 
 from rxtone import api
-from rxtone.classifier import load
 from rxtone.config import check_recipe
 from rxtone.errors import RecipeError
+from rxtone.loading import load
 from rxtone.model.base import load_base
 from rxtone.model.lora import adapted
 from rxtone.serving.export import export

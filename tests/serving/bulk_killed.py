@@ -11,7 +11,7 @@ import torch
 
 torch.set_num_threads(1)
 
-from rxtone.classifier import load  # noqa: E402
+from rxtone.loading import load  # noqa: E402
 from rxtone.serving.bulk import BulkDone, predict_tables  # noqa: E402
 
 

@@ -9,9 +9,10 @@ import polars as pl
 import pytest
 from tiny import write_tiny_table
 
-from rxtone.classifier import Classifier, load
+from rxtone.classifier import Classifier
 from rxtone.data.tables import read_table
 from rxtone.errors import DataError, RecipeError, RunError
+from rxtone.loading import load
 from rxtone.serving.bulk import BulkDone, ChunkDone, check_output, predict_table, predict_tables
 from rxtone.serving.bulk_rows import with_predictions
 

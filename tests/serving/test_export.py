@@ -6,10 +6,10 @@ from tiny import GOOD, tiny_rows
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 import rxtone
-from rxtone.classifier import load
 from rxtone.data.reviews import Review
 from rxtone.data.tables import read_table
 from rxtone.errors import GateError, ModelError, RecipeError
+from rxtone.loading import load
 from rxtone.model.runtimes import ExportedModel
 from rxtone.serving.bulk import predict_tables
 from rxtone.serving.export import CANARIES, bundled_canaries, export

@@ -22,12 +22,12 @@ import polars as pl
 import yaml
 
 from rxtone.api import default_out
-from rxtone.classifier import load
 from rxtone.config import check_recipe, dump_recipe, load_recipe
 from rxtone.data.reviews import parse_rule, read_reviews
 from rxtone.data.tables import read_table
 from rxtone.errors import RunError, RxtoneError
 from rxtone.evaluation.report import render_report
+from rxtone.loading import load
 from rxtone.run import create_run, file_sha256
 from rxtone.serving.bulk_rows import delimited
 from rxtone.training.checkpoint import newest_checkpoint, read_progress

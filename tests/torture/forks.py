@@ -63,8 +63,8 @@ class Forks:
 def serve() -> None:
     import torch
 
-    import rxtone.classifier
     import rxtone.judging
+    import rxtone.loading
     import rxtone.pipeline
     import rxtone.progress
     import rxtone.serving.bulk  # noqa: F401  # all are for the children

@@ -11,9 +11,10 @@ from typing import Any
 
 import yaml
 
-from rxtone.classifier import Classifier, prompt_builder
+from rxtone.classifier import Classifier
 from rxtone.config import SENTIMENT
 from rxtone.data.reviews import Review
+from rxtone.spec import prompt_builder
 from rxtone.stats.intervals import LEVEL, wilson_interval
 
 FIELDS = ("Benefits", "Side Effects", "Comments")

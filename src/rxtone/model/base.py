@@ -333,3 +333,8 @@ def quiet_transformers() -> None:
     """Keep transformers' progress bars and notices out of a command's output."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+
+
+def token_id(model: torch.nn.Module, name: str) -> int:
+    """A special token's id from a model's config, such as `eos_token_id`."""
+    return int(getattr(model.config, name))

@@ -16,22 +16,24 @@ from typing import TYPE_CHECKING, TypedDict, cast
 
 import numpy as np
 
-from rxtone.classifier import Classifier, adapter_folder, load, load_exported, write_spec, write_validation
+from rxtone.classifier import Classifier
 from rxtone.config import cache_dir
 from rxtone.data.reviews import Review, read_reviews
 from rxtone.data.tables import read_table
 from rxtone.errors import GateError, RecipeError
+from rxtone.loading import load, load_exported
 from rxtone.model.export_weights import check_format, special_ids, write_weights
 from rxtone.model.runtimes import EXPORT, Format
 from rxtone.run import CARD, ENSEMBLE, atomic_folder, write_json
+from rxtone.spec import adapter_folder, write_spec, write_validation
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from transformers import T5ForConditionalGeneration
 
-    from rxtone.classifier import ClassifierSpec
     from rxtone.config import Recipe
+    from rxtone.spec import ClassifierSpec
 
 TOLERANCE = {"fp32": 1e-5, "bf16": 5e-2, "int8": 1e-1}
 """Largest probability change allowed by default. fp32 computes the same numbers in another order; bf16 keeps

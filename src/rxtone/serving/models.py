@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from rxtone.classifier import adapter_folder
 from rxtone.errors import RxtoneError
 from rxtone.model.scoring import replan
 from rxtone.serving.limits import RequestError
+from rxtone.spec import adapter_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rxtone import config as settings
-from rxtone.classifier import adapter_folder, read_spec
 from rxtone.errors import ModelError, RecipeError, RxtoneError
 from rxtone.model.runtimes import EXPORT
 from rxtone.run import CARD
+from rxtone.spec import adapter_folder, read_spec
 
 # The hub's rule: letters, digits, - _ . within; no -- or .. and none of these at an end.
 _NAME = r"(?!.*(?:--|\.\.))[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?"

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 
 import uvicorn
 
-from rxtone.classifier import load
 from rxtone.errors import RecipeError, RunError
+from rxtone.loading import load
 from rxtone.serving.api import create_app
 from rxtone.serving.auth import is_loopback, read_token
 from rxtone.serving.limits import Limits
