@@ -11,7 +11,7 @@ from rxtone.config import check_recipe, load_recipe
 from rxtone.errors import DataError, RecipeError, RunError
 from rxtone.loading import load
 from rxtone.pipeline import AdapterReady, DataReady, Evaluated
-from rxtone.training.loop import CheckpointSaved, EvalDone, StepDone
+from rxtone.training.events import CheckpointSaved, EvalDone, StepDone
 
 
 def recipe(base, table, **groups):

@@ -5,7 +5,7 @@ from rich.console import Console
 from rxtone.progress_sweep import _drawn, _with_table, results_table, show_sweep
 from rxtone.study import StudyFolder
 from rxtone.sweep_events import FoldDone, StudyOpened, SweepDone, TrialEnded, TrialStarted, TrialStep, TrialValidated
-from rxtone.training.loop import StepDone
+from rxtone.training.events import StepDone
 
 ROW = {"trial": 1, "settings": {"lora.r": 8, "lora.target_modules": "[q, v]"}, "screened_macro_f1": 0.7, "mean": 0.65,
        "sd": None, "interval": [0.6, 0.7], "probability_best": 0.875}  # fmt: skip

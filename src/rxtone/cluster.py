@@ -27,7 +27,8 @@ from rxtone.study import Job, Study, beat, clear_trial, finish, next_job, report
 from rxtone.study_table import write_table
 from rxtone.sweep import Engine, failed
 from rxtone.sweep_events import SweepEvent, TrialEnded, TrialStarted, TrialStep, TrialValidated
-from rxtone.training.loop import EvalDone, StepDone, TrainingData
+from rxtone.training.data import TrainingData
+from rxtone.training.events import EvalDone, StepDone
 from rxtone.trials import Bench, FoldRun, Trained, log_trial, open_bench, run_fold, train_setting
 
 if TYPE_CHECKING:

@@ -29,12 +29,14 @@ from rxtone.model.lora import add_adapter
 from rxtone.pipeline import scorer_for, tokenise, validation_scores
 from rxtone.preparation import prepare
 from rxtone.tracking import check_trackers
-from rxtone.training.loop import StepDone, fit, peak_memory, step_groups, total_steps
+from rxtone.training.events import StepDone
+from rxtone.training.loop import fit, peak_memory
+from rxtone.training.schedule import step_groups, total_steps
 
 if TYPE_CHECKING:
     from rxtone.config import Recipe, TrainConfig
     from rxtone.model.scoring import Scorer
-    from rxtone.training.loop import TrainingData
+    from rxtone.training.data import TrainingData
 
 OPTIONAL = ("accelerate", "gradio", "fastapi", "starlette", "uvicorn", "onnxruntime", "ctranslate2", "optuna", "ray")
 FEATURES = ("avx2", "avx512_f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")

@@ -31,7 +31,9 @@ from rxtone.stats.validation import ValidationScores
 from rxtone.stopping import Stop
 from rxtone.tracking import check_trackers, open_trackers
 from rxtone.training.checkpoint import newest_checkpoint, read_progress
-from rxtone.training.loop import Auxiliary, Event, TrainingData, fit
+from rxtone.training.data import Auxiliary, TrainingData
+from rxtone.training.events import Event
+from rxtone.training.loop import fit
 from rxtone.training.processes import join_processes, leave_processes
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from rxtone.logs import json_line
 from rxtone.pipeline import AdapterReady, AspectStarted, DataReady, Evaluated, Reloaded
 from rxtone.seeds import SeedsDone, SeedStarted
 from rxtone.tracking import event_record
-from rxtone.training.loop import EvalDone, MemoryShort, StepDone
+from rxtone.training.events import EvalDone, MemoryShort, StepDone
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -41,7 +41,7 @@ from rxtone.sweep_events import (
 )
 from rxtone.together import train_together, why_alone
 from rxtone.tracking import check_trackers
-from rxtone.training.loop import EvalDone, StepDone
+from rxtone.training.events import EvalDone, StepDone
 from rxtone.trials import Bench, Trained, open_bench, run_fold, run_trial
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from rxtone.study import StudyFolder
-    from rxtone.training.loop import StepDone
+    from rxtone.training.events import StepDone
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rxtone.errors import RunError
 from rxtone.model.scoring import log_probabilities
 from rxtone.model.together import share_base, why_not_together
-from rxtone.training.loop import EvalDone, StepDone
+from rxtone.training.events import EvalDone, StepDone
 from rxtone.training.together import fit_together, in_step, validation_scores_of
 from rxtone.trials import Bench, Trained, log_trial, trained
 

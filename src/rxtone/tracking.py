@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rxtone.errors import RecipeError
 from rxtone.run import append_json_line
-from rxtone.training.loop import EvalDone, Event, StepDone
+from rxtone.training.events import EvalDone, Event, StepDone
 
 if TYPE_CHECKING:
     from collections.abc import Callable

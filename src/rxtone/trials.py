@@ -28,7 +28,9 @@ from rxtone.preparation import Prepared, label_indexes, prepare
 from rxtone.run import RunFolder, write_text
 from rxtone.stats.metrics import classification_metrics
 from rxtone.tracking import open_trackers
-from rxtone.training.loop import EvalDone, StepDone, TrainingData, fit, peak_memory
+from rxtone.training.data import TrainingData
+from rxtone.training.events import EvalDone, StepDone
+from rxtone.training.loop import fit, peak_memory
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator

@@ -20,7 +20,9 @@ from rxtone.model.lora import add_adapter
 from rxtone.model.scoring import LabelTokens
 from rxtone.training import loop
 from rxtone.training.checkpoint import Progress, newest_checkpoint, save_checkpoint
-from rxtone.training.loop import MemoryShort, StepDone, TrainingData, fit
+from rxtone.training.data import TrainingData
+from rxtone.training.events import MemoryShort, StepDone
+from rxtone.training.loop import fit
 from torture.figure import Figure, World, log_steps, quiet, training_state, write_recipe
 
 

@@ -15,19 +15,10 @@ from rxtone.model.scoring import LabelTokens, log_probabilities, score_dataset
 from rxtone.stopping import Stop
 from rxtone.training import loop
 from rxtone.training.checkpoint import newest_checkpoint
-from rxtone.training.loop import (
-    Auxiliary,
-    CheckpointSaved,
-    EvalDone,
-    MemoryShort,
-    StepDone,
-    TrainingData,
-    auxiliary_groups,
-    fit,
-    learning_rate,
-    step_groups,
-    total_steps,
-)
+from rxtone.training.data import Auxiliary, TrainingData
+from rxtone.training.events import CheckpointSaved, EvalDone, MemoryShort, StepDone
+from rxtone.training.loop import fit
+from rxtone.training.schedule import auxiliary_groups, learning_rate, step_groups, total_steps
 
 TOKENS = LabelTokens(((10,), (11,)), with_eos=False, eos=1)
 

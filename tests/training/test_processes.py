@@ -14,7 +14,7 @@ from tiny import tiny_values
 
 from rxtone import api, pipeline
 from rxtone.config import check_recipe
-from rxtone.training.loop import StepDone
+from rxtone.training.events import StepDone
 from rxtone.training.processes import Processes
 
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}

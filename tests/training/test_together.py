@@ -14,7 +14,7 @@ from rxtone.space import Space
 from rxtone.sweep import sweep
 from rxtone.sweep_events import TrialEnded
 from rxtone.together import train_together, why_alone
-from rxtone.training.loop import EvalDone, StepDone
+from rxtone.training.events import EvalDone, StepDone
 from rxtone.trials import Trained, open_bench, run_trial
 
 TOLERANCE = {"rtol": 2e-4, "atol": 2e-5}

@@ -9,21 +9,22 @@ import math
 import resource
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
 
 from rxtone.errors import RunError
-from rxtone.model.batches import epoch_batches
 from rxtone.model.memory import out_of_memory, split
 from rxtone.model.scoring import Scorer, log_probabilities, module_of, score_dataset
 from rxtone.stats.metrics import classification_metrics
 from rxtone.stopping import Stop
 from rxtone.training.checkpoint import Progress, checkpoint_path, load_best, load_checkpoint, save_checkpoint
+from rxtone.training.events import CheckpointSaved, EvalDone, Event, MemoryShort, StepDone
 from rxtone.training.objective import Objective, class_weight_vector, loss_sum
 from rxtone.training.processes import Processes
+from rxtone.training.schedule import auxiliary_groups, learning_rate, step_groups, total_steps
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,132 +34,11 @@ if TYPE_CHECKING:
     from transformers import T5ForConditionalGeneration
 
     from rxtone.config import TrainConfig
-    from rxtone.model.batches import ReviewDataset
-    from rxtone.model.scoring import LabelTokens
+    from rxtone.training.data import TrainingData
 
 FP16_LOSS_SCALE = 1024.0
 """Keeps small fp16 gradients above underflow; taken out before clipping. Static, since a frozen base
 leaves only the adapters' gradients, and the first that is not finite stops the run."""
-
-
-@dataclass(frozen=True)
-class StepDone:
-    """One optimiser step.
-
-    Attributes:
-        step: Steps done, this one included.
-        total_steps: Steps the run will take at most.
-        epoch: Passes done, with the fraction of this one.
-        loss: Mean loss of this step's reviews.
-        learning_rate: Rate used in this step.
-        reviews: Reviews in this step.
-        tokens: Prompt tokens in this step, padding not counted.
-        seconds: Wall time of this step.
-        peak_memory_bytes: Highest memory of the process (CPU) or of the device so far.
-    """
-
-    step: int
-    total_steps: int
-    epoch: float
-    loss: float
-    learning_rate: float
-    reviews: int
-    tokens: int
-    seconds: float
-    peak_memory_bytes: int
-
-
-@dataclass(frozen=True)
-class EvalDone:
-    """One pass over the validation reviews.
-
-    Attributes:
-        step: Steps done.
-        epoch: Passes done.
-        train_loss: Mean training loss since the pass began.
-        validation_loss: Mean negative log-probability of the true label among the labels.
-        validation_macro_f1: What the best checkpoint is chosen by.
-        best: Whether this is the best so far.
-        never_predicted: Labels that no validation review got.
-    """
-
-    step: int
-    epoch: float
-    train_loss: float
-    validation_loss: float
-    validation_macro_f1: float
-    best: bool
-    never_predicted: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class CheckpointSaved:
-    """A whole checkpoint is on disk."""
-
-    step: int
-    path: Path
-
-
-@dataclass(frozen=True)
-class MemoryShort:
-    """Memory was too short for the batches as they are.
-
-    Attributes:
-        step: The step that showed it.
-        parts: Into how many parts each batch is split from now on; their gradients are added up.
-    """
-
-    step: int
-    parts: int
-
-
-Event = StepDone | EvalDone | CheckpointSaved | MemoryShort
-
-
-@dataclass(frozen=True)
-class Auxiliary:
-    """A further task of the training reviews, learned beside the main one.
-
-    Attributes:
-        reviews: The same n training reviews, asked by this task's prompt.
-        classes: int64, shape (n,): their label indexes.
-        label_tokens: This task's labels in the base's tokens.
-        weight: What one of its reviews counts, beside 1 for one of the main task.
-        share: Share of its reviews in an epoch.
-    """
-
-    reviews: ReviewDataset
-    classes: np.ndarray
-    label_tokens: LabelTokens
-    weight: float
-    share: float
-
-
-@dataclass(frozen=True)
-class TrainingData:
-    """What the loop learns from and selects by.
-
-    Attributes:
-        train: Tokenised training reviews with label tokens.
-        train_classes: int64, shape (n,): their label indexes.
-        validation: Tokenised validation reviews.
-        validation_classes: int64, shape (m,).
-        labels: The k label words.
-        label_tokens: The same in the base's tokens.
-        pad_token_id: Filler of short prompts.
-        auxiliary: Further tasks.
-        train_targets: float32, shape (n, k): label distributions to match in place of the labels, or None.
-    """
-
-    train: ReviewDataset
-    train_classes: np.ndarray
-    validation: ReviewDataset
-    validation_classes: np.ndarray
-    labels: tuple[str, ...]
-    label_tokens: LabelTokens
-    pad_token_id: int
-    auxiliary: tuple[Auxiliary, ...] = ()
-    train_targets: np.ndarray | None = None
 
 
 def fit(
@@ -252,69 +132,6 @@ def fit(
         load_best(checkpoints, progress, model)
     team.spread(parameters)
     model.eval()
-
-
-def step_groups(lengths: np.ndarray, train: TrainConfig, epoch: int) -> list[list[np.ndarray]]:
-    """The batches of each optimiser step of one epoch, in order.
-
-    Args:
-        lengths: Prompt lengths in tokens, shape (n,).
-        train: The recipe's settings.
-        epoch: Which pass, from 0.
-
-    Returns:
-        One list of index arrays per step.
-    """
-    batches = epoch_batches(
-        lengths, batch_size=train.per_device_train_batch_size, tokens_per_batch=train.tokens_per_batch,
-        seed=train.seed, epoch=epoch,
-    )  # fmt: skip
-    size = train.gradient_accumulation_steps
-    return [batches[start : start + size] for start in range(0, len(batches), size)]
-
-
-def auxiliary_groups(task: Auxiliary, steps: int, seed: int, epoch: int) -> list[np.ndarray]:
-    """The reviews of a further task that go beside each step of an epoch.
-
-    Args:
-        task: The task.
-        steps: Optimiser steps of the epoch.
-        seed: The run's seed.
-        epoch: Which pass, from 0.
-
-    Returns:
-        One index array per step, of even sizes; together the task's share of its reviews, drawn anew each epoch.
-    """
-    generator = np.random.Generator(np.random.PCG64([seed, epoch, 2]))  # 2: not the stream of the main order
-    chosen = generator.permutation(len(task.reviews))[: round(task.share * len(task.reviews))]
-    return np.array_split(chosen, steps)
-
-
-def total_steps(lengths: np.ndarray, train: TrainConfig) -> int:
-    """Optimiser steps of a run that is not stopped early."""
-    whole_epochs = math.floor(train.num_train_epochs)
-    steps = sum(len(step_groups(lengths, train, epoch)) for epoch in range(whole_epochs))
-    fraction = train.num_train_epochs - whole_epochs
-    if fraction > 0:
-        steps += math.ceil(fraction * len(step_groups(lengths, train, whole_epochs)))
-    return steps if train.max_steps is None else min(steps, train.max_steps)
-
-
-def learning_rate(step: int, total: int, train: TrainConfig) -> float:
-    """The rate of optimiser step `step` (from 0) of `total`: warm-up, then decay to zero.
-
-    The curves of transformers' get_linear_schedule_with_warmup and get_cosine_schedule_with_warmup,
-    except that the warm-up is one step ahead: theirs spends the first step at rate 0.
-    """
-    warmup = math.ceil(train.warmup_ratio * total)
-    if step < warmup:
-        return train.learning_rate * (step + 1) / warmup
-    if train.lr_scheduler_type == "constant":
-        return train.learning_rate
-    done = (step - warmup) / max(1, total - warmup)
-    if train.lr_scheduler_type == "cosine":
-        return train.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
-    return train.learning_rate * (1 - done)
 
 
 def _step(
