@@ -117,12 +117,12 @@ def run_instruction_tuning(shop: Workshop, plan: DistillPlan) -> None:
     instruct(learner, load_teacher(torch.bfloat16), shop.to_teacher, stream, plan, shop.out, probe)
 
 
-def run_export(shop: Workshop, folder: Path, evaluation: Path | None, options: str) -> None:
+def run_export(shop: Workshop, folder: Path, evaluation: Path | None, options: str, note: str) -> None:
     """Writes the model folder and its card from the newest instruction-tuned state."""
     learner = shop.blank_learner()
     load_parameters(shop.out / "instruct_state", learner)
     export_base(learner.student, shop.out / "tokenizer", folder)
-    write_card(shop.out, folder, evaluation, options)
+    write_card(shop.out, folder, evaluation, options, note)
 
 
 def main() -> None:
@@ -137,6 +137,7 @@ def main() -> None:
     parser.add_argument("--instruct-steps", type=int, default=3900)
     parser.add_argument("--evaluation", type=Path, default=None, help="evaluation.json for the card")
     parser.add_argument("--evaluation-options", default="", help="options it ran with, for the card")
+    parser.add_argument("--evaluation-note", default="", help="how its recipe was found, for the card")
     parser.add_argument("--positions", type=float, default=1.0, help="share of the teacher's position profile")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
@@ -152,7 +153,7 @@ def main() -> None:
         plan = DistillPlan(arguments.instruct_steps, learning_rate=7.5e-5, warmup=100, decay=0.7, probe_every=500)
         run_instruction_tuning(shop, plan)
     if "export" in stages:
-        run_export(shop, arguments.base, arguments.evaluation, arguments.evaluation_options)
+        run_export(shop, arguments.base, arguments.evaluation, arguments.evaluation_options, arguments.evaluation_note)
 
 
 if __name__ == "__main__":

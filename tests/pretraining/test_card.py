@@ -20,7 +20,7 @@ def summary() -> dict[str, object]:
     everyone = ("tuned", "zero_shot", "tfidf", "majority")
     return {
         "rows": 3107,
-        "folds": {"tuned": [{}] * 5},
+        "folds": {"tuned": [{"macro_f1": 0.6}] * 5, "zero_shot": [{"macro_f1": 0.5}] * 4 + [{"macro_f1": 0.7}]},
         "mean_of_folds": dict.fromkeys(everyone, figures),
         "sd_of_folds": dict.fromkeys(everyone, dict.fromkeys(figures, 0.01)),
         "tuned_minus": {"tfidf": dict.fromkeys(figures, (0.03, -0.01, 0.07))},
@@ -28,7 +28,8 @@ def summary() -> dict[str, object]:
 
 
 def test_evaluation_names_rows_folds_and_intervals() -> None:
-    text = evaluation_text(summary(), " --folds 5")
+    text = evaluation_text(summary(), " --folds 5", "Found by luck.")
+    assert "in 4 of 5 folds.\n\nFound by luck." in text
     assert "DrugLib train, 3,107 out-of-fold reviews in 5 of the five folds" in text
     assert "`python -m pretraining.evaluate --folds 5`" in text
     assert "| this base, LoRA | 0.800 (0.010) | 0.600 (0.010) | 0.500 (0.010) |" in text
