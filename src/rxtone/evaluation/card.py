@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, StrictUndefined
@@ -80,6 +82,11 @@ def render_card(*, base: str, recipe: Mapping[str, Any], record: Mapping[str, An
     fields = dict.fromkeys(recipe["data"]["text_fields"], "...")
     return environment.from_string(TEMPLATE).render(
         base=base, labels=metrics["labels"], metrics=metrics, lora=recipe["lora"], train=recipe["train"],
-        source=record["tables"]["train"]["source"], sha256=record["tables"]["train"]["sha256"],
-        rows=record["splits"]["train"]["rows"], example=repr(fields), fig=lambda value: f"{value:.3f}",
+        source=_shown(record["tables"]["train"]["source"]), sha256=record["tables"]["train"]["sha256"],
+        rows=record["splits"]["train"]["rows"], example=json.dumps(fields, ensure_ascii=False), fig=lambda value: f"{value:.3f}",
     )  # fmt: skip
+
+
+def _shown(source: str) -> str:
+    """The table by name: an adapter that is shared must not tell the folders of whoever trained it."""
+    return source if source.startswith("hf:") else Path(source).name
