@@ -83,7 +83,8 @@ def render_card(*, base: str, recipe: Mapping[str, Any], record: Mapping[str, An
     return environment.from_string(TEMPLATE).render(
         base=base, labels=metrics["labels"], metrics=metrics, lora=recipe["lora"], train=recipe["train"],
         source=_shown(record["tables"]["train"]["source"]), sha256=record["tables"]["train"]["sha256"],
-        rows=record["splits"]["train"]["rows"], example=json.dumps(fields, ensure_ascii=False), fig=lambda value: f"{value:.3f}",
+        rows=record["splits"]["train"]["rows"], example=json.dumps(fields, ensure_ascii=False),
+        fig=lambda value: f"{value:.3f}",
     )  # fmt: skip
 
 
