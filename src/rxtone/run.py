@@ -97,8 +97,8 @@ class RunFolder:
         return self.path / "tensorboard"
 
     def finished(self) -> bool:
-        """Whether training ended and its adapter is in place."""
-        return (self.adapter / CLASSIFIER).is_file()
+        """Whether training ended, its adapter is in place, and the record that is written last as well."""
+        return (self.adapter / CLASSIFIER).is_file() and self.environment.is_file()
 
     def has_training_state(self) -> bool:
         """Whether anything of a training run is here that a new run would overwrite."""

@@ -177,7 +177,7 @@ def train_setting(bench: Bench, recipe: Recipe, checkpoints: Path) -> Generator[
             "peak_memory_bytes": peak_memory(model) if fresh_peak else None,
             "steps": steps,
         }
-    yield trained(data, predicted, facts)
+        yield trained(data, predicted, facts)  # while the adapter is still on the base, for who wants to look at it
 
 
 def trained(data: TrainingData, predicted: np.ndarray, facts: dict[str, Any]) -> Trained:

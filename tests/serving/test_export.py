@@ -14,7 +14,7 @@ from rxtone.model.runtimes import ExportedModel
 from rxtone.serving.bulk import predict_tables
 from rxtone.serving.export import CANARIES, bundled_canaries, export
 
-COMMON = {"classifier.json", "export.json", "manifest.json", "tokenizer.json", "README.md"}
+COMMON = {"classifier.json", "export.json", "manifest.json", "tokenizer.json", "validation.json", "README.md"}
 FILES = {
     "merged": {"config.json", "generation_config.json", "model.safetensors", "tokenizer_config.json"},
     "ctranslate2": {"config.json", "model.bin", "shared_vocabulary.json"},

@@ -93,7 +93,7 @@ def test_a_run_pushes_its_adapter_and_nothing_else(tiny_run, hub):
     adapter = tiny_run / "adapter"
     assert set(hub.committed) == {
         "README.md", "adapter_config.json", "adapter_model.safetensors", "classifier.json", "manifest.json",
-        "tokenizer.json",
+        "tokenizer.json", "validation.json",
     }  # fmt: skip
     assert hub.committed == {name: (adapter / name).read_bytes() for name in hub.committed}
     assert plan.bytes == sum(map(len, hub.committed.values()))
@@ -109,7 +109,7 @@ def test_an_export_is_pushed_whole(tiny_run, tmp_path, hub):
     assert plan.warnings == ()
     push(plan, endpoint=hub.address, token="hf_secret")
     assert set(hub.committed) == {
-        "README.md", "classifier.json", "export.json", "manifest.json", "model.onnx", "tokenizer.json"
+        "README.md", "classifier.json", "export.json", "manifest.json", "model.onnx", "tokenizer.json", "validation.json"
     }  # fmt: skip
 
 
