@@ -109,7 +109,8 @@ def test_an_export_is_pushed_whole(tiny_run, tmp_path, hub):
     assert plan.warnings == ()
     push(plan, endpoint=hub.address, token="hf_secret")
     assert set(hub.committed) == {
-        "README.md", "classifier.json", "export.json", "manifest.json", "model.onnx", "tokenizer.json", "validation.json"
+        "README.md", "classifier.json", "export.json", "manifest.json", "model.onnx", "tokenizer.json",
+        "validation.json",
     }  # fmt: skip
 
 
