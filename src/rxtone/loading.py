@@ -28,10 +28,7 @@ from rxtone.model.base import (
 from rxtone.model.ensemble import Ensemble
 from rxtone.model.lora import load_adapter, load_adapters, merge
 from rxtone.model.runtimes import EXPORT, open_exported, read_export
-from rxtone.model.scoring import (
-    label_token_ids,
-    plan_scorer,
-)
+from rxtone.model.scoring import label_token_ids, plan_scorer
 from rxtone.run import ENSEMBLE
 from rxtone.spec import (
     ClassifierSpec,
@@ -95,8 +92,7 @@ def load(
     read_adapter(folder)
     spec = read_spec(folder, recipe)
     place = torch.device(device) if device is not None else default_device()
-    if base is None:
-        check_foreign_base(str(spec.base["name"]), folder)
+    name, revision = _base_of(spec, base, folder)
     int8 = precision == "int8"
     if int8 and not merged:
         msg = "precision int8: only a merged adapter is quantised; leave out merged=False"
@@ -104,9 +100,6 @@ def load(
     precision = resolve_precision("auto" if int8 else precision or _precision_here(spec.precision, place), place)
     if precision in QUANTISED:
         merged = False  # the adapter was tuned for the quantised weights, and they cannot take it in
-    name = base or str(spec.base["name"])
-    revision = spec.base.get("revision") if base is None else None
-    check_identity(spec.base, identify(name, revision))
     loaded = load_base(name, revision=revision, precision="fp32" if merged else precision, device=place)
     model: torch.nn.Module = load_adapter(loaded.model, folder)
     if merged:
@@ -148,17 +141,23 @@ def load_ensemble(
             msg = f"{member}: its labels, prompt or base are not those of the ensemble {folder}; train the seeds again"
             raise ModelError(msg)
     place = torch.device(device) if device is not None else default_device()
-    if base is None:
-        check_foreign_base(str(spec.base["name"]), folder)
-    name = base or str(spec.base["name"])
-    revision = spec.base.get("revision") if base is None else None
-    check_identity(spec.base, identify(name, revision))
+    name, revision = _base_of(spec, base, folder)
     chosen = resolve_precision(precision or _precision_here(spec.precision, place), place)
     loaded = load_base(name, revision=revision, precision=chosen, device=place)
     adapted, names = load_adapters(loaded.model, members)
     tokens = label_token_ids(loaded.tokenizer, spec.labels, token_id(loaded.model, "eos_token_id"))
     made = make_classifier(Ensemble(adapted, names, tokens, engine), loaded.tokenizer, spec, "reference")
     return replace(made, validation=read_validation(folder, spec))
+
+
+def _base_of(spec: ClassifierSpec, base: str | None, folder: Path) -> tuple[str, str | None]:
+    """Name and revision of the base, which must be the one that the adapter was tuned on; no weights are read."""
+    if base is None:
+        check_foreign_base(str(spec.base["name"]), folder)
+    name = base or str(spec.base["name"])
+    revision = spec.base.get("revision") if base is None else None
+    check_identity(spec.base, identify(name, revision))
+    return name, revision
 
 
 def _members(folder: Path) -> list[Path]:

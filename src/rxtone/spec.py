@@ -18,9 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from rxtone.config import PromptConfig, Recipe
 from rxtone.data.prompts import PromptBuilder
 from rxtone.errors import ModelError
-from rxtone.model.base import (
-    identify,
-)
+from rxtone.model.base import identify
 from rxtone.run import CLASSIFIER, ENSEMBLE, VALIDATION, write_json, write_text
 from rxtone.stats.policy import Policy, plain_policy, policy_from_dict
 from rxtone.stats.validation import ValidationScores, validation_from_dict
