@@ -1,10 +1,12 @@
 import json
+from unittest import mock
 
 import pytest
 from tiny import tiny_values
 
 from rxtone import api, doctor
 from rxtone.config import check_recipe
+from rxtone.training import loop
 
 
 def test_the_machine_is_described():
@@ -59,3 +61,27 @@ def test_nothing_is_left_behind(tiny_base, tiny_table, tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     doctor.examine(check_recipe(tiny_values(tiny_base, tiny_table), "tiny"))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_few_steps_ask_the_further_tasks_and_soft_labels_of_their_own_rows(tiny_base, tiny_table):
+    values = tiny_values(tiny_base, tiny_table)
+    values["train"] |= {"loss": "label_ce", "rating_noise": 1.0}
+    values["auxiliary"] = {"rating": {
+        "column": "rating", "rule": {"great": ">=5", "awful": "<5"}, "template": "Rate : {fields}", "share": 0.5,
+    }}  # fmt: skip
+    recipe = check_recipe(values, "tiny")
+    asked = []
+    drawn = loop.auxiliary_groups
+    with mock.patch.object(loop, "auxiliary_groups", lambda *a: asked.append(drawn(*a)) or asked[-1]):
+        report = doctor.examine(recipe)
+    assert report.problem is None
+    assert {sum(map(len, groups)) for groups in asked} == {4}  # half of a step's 8 reviews, not of the whole table
+
+
+def test_a_quantised_recipe_is_tried_quantised(tiny_base, tiny_table):
+    values = tiny_values(tiny_base, tiny_table)
+    values["model"]["quantization"] = "8bit"
+    with mock.patch("rxtone.model.quantised.importlib.util.find_spec", return_value=None):
+        report = doctor.examine(check_recipe(values, "tiny"))
+    assert (report.exit_code, report.precision) == (2, "8bit")
+    assert "8bit needs bitsandbytes" in report.problem

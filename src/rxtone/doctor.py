@@ -24,7 +24,6 @@ from rxtone.artefacts import PACKAGES
 from rxtone.config import cache_dir, offline
 from rxtone.errors import RxtoneError
 from rxtone.model.base import default_device, load_base, native_bf16, resolve_precision
-from rxtone.model.batches import ReviewDataset
 from rxtone.model.lora import add_adapter
 from rxtone.pipeline import scorer_for, tokenise, validation_scores
 from rxtone.preparation import prepare
@@ -101,8 +100,9 @@ def examine(recipe: Recipe | None) -> Report:
         The findings; a recipe that cannot run is a finding, not an error.
     """
     machine = describe_machine()
-    wanted = recipe.model.precision if recipe else "auto"
-    precision = resolve_precision(wanted, default_device())
+    precision = resolve_precision(recipe.model.precision if recipe else "auto", default_device())
+    if recipe is not None and recipe.model.quantization:
+        precision = recipe.model.quantization
     if recipe is None:
         return Report(machine, precision, None, None, 0)
     try:
@@ -153,7 +153,7 @@ def try_recipe(recipe: Recipe) -> Estimate:
     """
     device = default_device()
     prepared = prepare(recipe.data, recipe.train.seed, recipe.auxiliary)
-    base = load_base(recipe.model.base, revision=recipe.model.revision, precision=recipe.model.precision, device=device)
+    base = load_base(recipe.model.base, revision=recipe.model.revision, precision=recipe.model.weights, device=device)
     data, _ = tokenise(recipe, base, prepared)
     model, _ = add_adapter(base.model, recipe.lora, recipe.train.seed)
     scorer, _ = scorer_for(model, recipe)
@@ -191,12 +191,7 @@ def free_memory(device: torch.device) -> int:
 
 def _steps(scorer: Scorer, data: TrainingData, train: TrainConfig, groups: list[list[np.ndarray]]) -> list[StepDone]:
     """Real steps over given reviews; the adapter is a throw-away."""
-    rows = np.concatenate([part for group in groups for part in group])
-    targets = data.train.targets or []
-    part = ReviewDataset(
-        [data.train.prompts[row].tolist() for row in rows], [targets[row].tolist() for row in rows]
-    )  # fmt: skip
-    some = replace(data, train=part, train_classes=data.train_classes[rows])
+    some = data.part(np.concatenate([part for group in groups for part in group]))
     short = train.model_copy(update={"num_train_epochs": 1, "max_steps": None, "checkpoint_every": 1 << 30})
     events: list[StepDone] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -211,8 +206,7 @@ def _steps(scorer: Scorer, data: TrainingData, train: TrainConfig, groups: list[
 def _validation_seconds(scorer: Scorer, data: TrainingData) -> float:
     """Time of one validation, from every k-th review: the long and the short ones alike."""
     n = len(data.validation)
-    rows = np.argsort(data.validation.lengths)[:: max(1, n // 64)]
-    part = ReviewDataset([data.validation.prompts[row].tolist() for row in rows])
+    part = data.validation.part(np.argsort(data.validation.lengths)[:: max(1, n // 64)])
     started = time.perf_counter()
     validation_scores(scorer, replace(data, validation=part))
     return (time.perf_counter() - started) * float(data.validation.lengths.sum() / part.lengths.sum())

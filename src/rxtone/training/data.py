@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -56,3 +56,22 @@ class TrainingData:
     pad_token_id: int
     auxiliary: tuple[Auxiliary, ...] = ()
     train_targets: np.ndarray | None = None
+
+    def part(self, rows: np.ndarray) -> TrainingData:
+        """The same tasks on some of the training reviews; what is selected by stays whole.
+
+        Args:
+            rows: int64, shape (p,): which training reviews.
+
+        Returns:
+            Labels, targets and further tasks of those rows, sharing their tokens.
+        """
+        return replace(
+            self,
+            train=self.train.part(rows),
+            train_classes=self.train_classes[rows],
+            auxiliary=tuple(
+                replace(task, reviews=task.reviews.part(rows), classes=task.classes[rows]) for task in self.auxiliary
+            ),
+            train_targets=None if self.train_targets is None else self.train_targets[rows],
+        )
