@@ -59,6 +59,7 @@ def test_all_faults_come_in_one_message_and_name_the_nearest_key():
         ("lora.r", "expected group.key=value, such as lora.r=16"),
         ("=3", "expected group.key=value, such as lora.r=16"),
         ("lora.r=[", "the value is not valid YAML"),
+        ("data.train=2024-13-45", "the value is not valid YAML: month must be in 1..12"),
         ("lora.r.x=3", "r holds 16, so it has no key x"),
     ],
 )
@@ -72,6 +73,7 @@ def test_a_wrong_override_says_what_is_wrong(override, reason):
     ("content", "reason"),
     [
         (b"data: [", "not valid YAML"),
+        (b"data: 2024-13-45", "not valid YAML: month must be in 1..12"),
         (b"- 1", "expected groups (data, prompt, model, lora, train ...), got list"),
         (b"", "expected groups (data, prompt, model, lora, train ...), got NoneType"),
         (b"\xff\xfe", "expected UTF-8, got byte 0xff at 0"),

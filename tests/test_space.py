@@ -18,7 +18,7 @@ def test_shipped_spaces_fit_their_recipes(name):
     check_space(found, load_recipe(found.recipe))
 
 
-def test_the_tutorial_space_has_the_72_settings_of_the_issue():
+def test_the_tutorial_space_has_the_72_settings_of_the_tutorial():
     found = load_space("tutorial")
     points = grid(found, load_recipe(found.recipe))
     assert len(points) == len({str(point) for point in points}) == 72
@@ -98,3 +98,21 @@ def test_every_value_is_checked_against_the_recipe_before_anything_is_trained():
 def test_a_misspelt_space_is_answered_with_the_nearest():
     with pytest.raises(RecipeError, match="space tutorail: .*Did you mean tutorial"):
         load_space("tutorail")
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"\xff", "expected UTF-8, got byte 0xff at 0"),
+        (b"- lora.r", "expected keys (recipe, sampler, trials, parameters ...), got list"),
+        (b"recipe: 2024-13-45", "not valid YAML: month must be in 1..12"),
+        (b"recipe: demo", "parameters: Field required"),
+    ],
+)
+def test_a_file_that_is_no_space_says_why(tmp_path, content, reason):
+    path = tmp_path / "space.yaml"
+    path.write_bytes(content)
+    with pytest.raises(RecipeError) as caught:
+        load_space(path)
+    assert str(path) in str(caught.value)
+    assert reason in str(caught.value)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import difflib
 import json
 import os
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
@@ -18,6 +17,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from rxtone.errors import RecipeError
+from rxtone.yaml_files import read_yaml, shipped_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -343,8 +343,7 @@ def aspect_recipe(recipe: Recipe, name: str) -> Recipe:
 
 def shipped_recipes() -> list[str]:
     """Names of the recipes that come with the package, sorted."""
-    folder = resources.files("rxtone") / "recipes"
-    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+    return shipped_names("recipes")
 
 
 def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -361,7 +360,7 @@ def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         RecipeError: If the recipe cannot be found or read, or any value is wrong; all faults are
             in the one message.
     """
-    values = _read_yaml(recipe)
+    values = read_yaml("recipe", recipe, "groups (data, prompt, model, lora, train ...)")
     for override in overrides:
         _apply(values, override)
     return check_recipe(values, str(recipe))
@@ -420,37 +419,6 @@ def process_place() -> tuple[int, int, int]:
     return int(environment.get("RANK", 0)), int(environment.get("WORLD_SIZE", 1)), int(environment.get("LOCAL_RANK", 0))
 
 
-def _read_yaml(recipe: str | Path) -> dict[str, Any]:
-    path = Path(recipe)
-    if str(recipe) in shipped_recipes():
-        text = (resources.files("rxtone") / "recipes" / f"{recipe}.yaml").read_text("utf-8")
-    elif path.is_file():
-        try:
-            text = path.read_text("utf-8-sig")
-        except UnicodeDecodeError as error:
-            msg = f"recipe {recipe}: expected UTF-8, got byte {error.object[error.start]:#04x} at {error.start}"
-            raise RecipeError(msg) from None
-    else:
-        close = difflib.get_close_matches(str(recipe), shipped_recipes(), n=1)
-        hint = f" Did you mean {close[0]}?" if close else ""
-        names = ", ".join(shipped_recipes())
-        msg = f"recipe {recipe}: expected a shipped recipe ({names}) or a YAML file; there is neither.{hint}"
-        raise RecipeError(msg)
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        detail = " ".join(str(error).split())
-        msg = f"recipe {recipe}: not valid YAML: {detail}"
-        raise RecipeError(msg) from None
-    except RecursionError:
-        msg = f"recipe {recipe}: not valid YAML: nested too deeply"
-        raise RecipeError(msg) from None
-    if not isinstance(values, dict):
-        msg = f"recipe {recipe}: expected groups (data, prompt, model, lora, train ...), got {type(values).__name__}"
-        raise RecipeError(msg)
-    return values
-
-
 def _apply(values: dict[str, Any], override: str) -> None:
     name, equals, text = override.partition("=")
     keys = name.strip().split(".")
@@ -459,7 +427,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
         raise RecipeError(msg)
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # a date that is none is a ValueError
         detail = " ".join(str(error).split())
         msg = f"--set {override!r}: the value is not valid YAML: {detail}"
         raise RecipeError(msg) from None

@@ -16,8 +16,6 @@ Every value is checked against the recipe before anything is trained.
 
 from __future__ import annotations
 
-import difflib
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -26,6 +24,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from rxtone.config import Group, Positive, Recipe, check_recipe
 from rxtone.errors import RecipeError
+from rxtone.yaml_files import read_yaml, shipped_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -152,8 +151,7 @@ class Space(Group):
 
 def shipped_spaces() -> list[str]:
     """Names of the spaces that come with the package, sorted."""
-    folder = resources.files("rxtone") / "spaces"
-    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+    return shipped_names("spaces")
 
 
 def load_space(space: str | Path) -> Space:
@@ -168,23 +166,9 @@ def load_space(space: str | Path) -> Space:
     Raises:
         RecipeError: If it cannot be found or read, or anything in it is wrong; all faults in one message.
     """
-    path = Path(space)
-    if str(space) in shipped_spaces():
-        text = (resources.files("rxtone") / "spaces" / f"{space}.yaml").read_text("utf-8")
-    elif path.is_file():
-        text = path.read_text("utf-8")
-    else:
-        close = difflib.get_close_matches(str(space), shipped_spaces(), n=1)
-        hint = f" Did you mean {close[0]}?" if close else ""
-        names = ", ".join(shipped_spaces())
-        msg = f"space {space}: expected a shipped space ({names}) or a YAML file; there is neither.{hint}"
-        raise RecipeError(msg)
+    values = read_yaml("space", space, "keys (recipe, sampler, trials, parameters ...)")
     try:
-        return Space.model_validate(yaml.safe_load(text))
-    except yaml.YAMLError as error:
-        detail = " ".join(str(error).split())
-        msg = f"space {space}: not valid YAML: {detail}"
-        raise RecipeError(msg) from None
+        return Space.model_validate(values)
     except ValidationError as error:
         faults = [
             ": ".join(filter(None, (".".join(map(str, f["loc"])), f["msg"].removeprefix("Value error, "))))
