@@ -268,6 +268,18 @@ def test_another_space_or_recipe_is_not_mixed_in(tiny_base, tiny_table, tmp_path
         list(sweep(space(parameters={"lora.r": [2]}), changed, tmp_path / "study"))
 
 
+def test_a_study_of_an_older_recipe_goes_on(tiny_base, tiny_table, tmp_path):
+    """A group that came to recipes later is missing in the study's own; its default is what was meant."""
+    own, searched = recipe(tiny_base, tiny_table, train={"max_steps": 1}), space(parameters={"lora.r": [2]})
+    list(sweep(searched, own, tmp_path / "study"))
+    stored = StudyFolder(tmp_path / "study").recipe
+    older = {key: group for key, group in yaml.safe_load(stored.read_text()).items() if key != "auxiliary"}
+    del older["train"]["label_smoothing"]
+    stored.write_text(yaml.safe_dump(older))
+    events = list(sweep(searched, own, tmp_path / "study"))
+    assert not [event for event in events if isinstance(event, TrialStarted)]
+
+
 def test_bad_data_is_no_matter_of_a_trial(tiny_base, tmp_path):
     with pytest.raises(DataError, match=r"nowhere\.csv"):
         list(sweep(space(), recipe(tiny_base, tmp_path / "nowhere.csv"), tmp_path / "study"))

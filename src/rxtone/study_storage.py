@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from rxtone.config import dump_recipe
+from rxtone.config import dump_recipe, load_recipe
 from rxtone.errors import RecipeError, RunError
 from rxtone.run import write_text
 from rxtone.space import grid
@@ -72,7 +72,7 @@ def _check_same(folder: StudyFolder, space: Space, recipe: Recipe) -> None:
     before = {k: v for k, v in yaml.safe_load(folder.space.read_text("utf-8")).items() if k not in search}
     now = {k: v for k, v in json.loads(space.model_dump_json()).items() if k not in search}
     changed = [key for key in now if before.get(key) != now[key]]
-    old, new = yaml.safe_load(folder.recipe.read_text("utf-8")), recipe.model_dump(mode="json")
+    old, new = load_recipe(folder.recipe).model_dump(mode="json"), recipe.model_dump(mode="json")
     changed += [f"{group}.{key}" for group in new for key in new[group] if old[group].get(key) != new[group][key]]
     if changed:
         msg = (
