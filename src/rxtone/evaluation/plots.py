@@ -48,7 +48,7 @@ def confusion_figure(matrix: Sequence[Sequence[int]], labels: Sequence[str], *, 
     totals = counts.sum(axis=1, keepdims=True)
     share = np.divide(counts, totals, out=np.zeros_like(counts), where=totals > 0)
     side = max(3.4, 1.0 * len(labels) + 0.9)
-    figure, axes = _figure(side + 0.4, side)
+    figure, axes = axes_of(side + 0.4, side)
     for i, j in np.ndindex(*counts.shape):
         axes.add_patch(Rectangle((j, i), 1, 1, facecolor=(BLUE, _STRONGEST_CELL * share[i, j]), edgecolor="none"))
         text = f"{share[i, j]:.0%}" if normalised else f"{counts[i, j]:,.0f}"
@@ -92,14 +92,14 @@ def training_figures(history: Sequence[Mapping[str, float]]) -> dict[str, Figure
     figures = {}
     loss, validation_loss = _series(history, "loss"), _series(history, "validation_loss")
     if loss[0].size or validation_loss[0].size:
-        figure, axes = _figure(4.6, 3.0)
+        figure, axes = axes_of(4.6, 3.0)
         if loss[0].size:
             smooth = _smoothed(loss[1])
             axes.plot(*loss, color=BLUE, alpha=0.25, linewidth=0.8)
             axes.plot(loss[0], smooth, color=BLUE, linewidth=1.8, label="training")
         if validation_loss[0].size:
             axes.plot(*validation_loss, color=ORANGE, marker="o", markersize=4, label="validation")
-        _finish(axes, "step", "loss")
+        finish_axes(axes, "step", "loss")
         axes.legend(frameon=False, labelcolor=INK)
         figures["loss"] = figure
     for name, key, label in (
@@ -108,13 +108,13 @@ def training_figures(history: Sequence[Mapping[str, float]]) -> dict[str, Figure
     ):
         points = _series(history, key)
         if points[0].size:
-            figure, axes = _figure(4.6, 3.0)
+            figure, axes = axes_of(4.6, 3.0)
             axes.plot(
                 *points,
                 color=ORANGE if name == "macro_f1" else BLUE,
                 marker="o" if name == "macro_f1" else "",
             )
-            _finish(axes, "step", label)
+            finish_axes(axes, "step", label)
             figures[name] = figure
     return figures
 
@@ -147,7 +147,7 @@ def interval_figure(
     Returns:
         A figure with one row per name, the first on top.
     """
-    figure, axes = _figure(5.2, 0.42 * len(names) + 0.75)
+    figure, axes = axes_of(5.2, 0.42 * len(names) + 0.75)
     for i, (value, interval) in enumerate(zip(values, intervals, strict=True)):
         colour = BLUE if i == 0 else FAINT
         if interval is not None:
@@ -155,7 +155,7 @@ def interval_figure(
         axes.plot([value], [i], color=colour, marker="o", markersize=7)
     axes.set_yticks(range(len(names)), [_short(name) for name in names], parse_math=False)
     axes.set_ylim(len(names) - 0.5, -0.5)
-    _finish(axes, label, "")
+    finish_axes(axes, label, "")
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
     return figure
@@ -172,13 +172,13 @@ def pairs_figure(names: Sequence[str], before: Sequence[float], now: Sequence[fl
     Returns:
         The bars, the first pair on top.
     """
-    figure, axes = _figure(4.6, 0.55 * len(names) + 1.2)
+    figure, axes = axes_of(4.6, 0.55 * len(names) + 1.2)
     rows = np.arange(len(names))
     axes.barh(rows - 0.19, before, height=0.34, color=FAINT, label="evaluation")
     axes.barh(rows + 0.19, now, height=0.34, color=BLUE, label="now")
     axes.set_yticks(rows, [_short(name) for name in names], parse_math=False)
     axes.set_ylim(len(names) - 0.5, -0.5)
-    _finish(axes, "share of the reviews", "")
+    finish_axes(axes, "share of the reviews", "")
     axes.tick_params(axis="y", length=0)
     axes.legend(frameon=False, labelcolor=INK, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     return figure
@@ -193,7 +193,7 @@ def reliability_figure(bins: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figur
     Returns:
         The reliability diagram.
     """
-    figure, axes = _figure(4.2, 3.8)
+    figure, axes = axes_of(4.2, 3.8)
     axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle="--")
     shown = [b["confidence"] for curve in bins.values() for b in curve]
     shown += [end for curve in bins.values() for b in curve for end in b["accuracy_ci"]]
@@ -209,7 +209,7 @@ def reliability_figure(bins: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figur
     low = max(0.0, min(shown) - 0.03)
     axes.set_xlim(low, 1.02)
     axes.set_ylim(low, 1.02)
-    _finish(axes, "confidence", "accuracy")
+    finish_axes(axes, "confidence", "accuracy")
     axes.legend(frameon=False, labelcolor=INK, loc="upper left")
     return figure
 
@@ -227,7 +227,7 @@ def risk_coverage_figure(
     Returns:
         The curve.
     """
-    figure, axes = _figure(4.6, 3.4)
+    figure, axes = axes_of(4.6, 3.4)
     c, accuracy = np.asarray(coverage), 1 - np.asarray(risk)
     # The accuracy of the last few answers jumps by tens of points and would set the scale of all.
     shown = (c >= _LEAST_COVERAGE) | (np.arange(len(c)) == 0)
@@ -235,11 +235,20 @@ def risk_coverage_figure(
     if answered is not None:
         axes.plot([answered[0]], [1 - answered[1]], color=ORANGE, marker="o", markersize=8)
     axes.set_xlim(1.02, 0)  # from answering everything to answering nothing
-    _finish(axes, "share of reviews answered", "accuracy of the answers")
+    finish_axes(axes, "share of reviews answered", "accuracy of the answers")
     return figure
 
 
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+def axes_of(width: float, height: float) -> tuple[Figure, Axes]:
+    """A figure of one chart, transparent and in one ink, so that it suits a light and a dark page.
+
+    Args:
+        width: In inches.
+        height: In inches.
+
+    Returns:
+        The figure and its axes, without frame on top and right.
+    """
     figure = Figure(figsize=(width, height), layout="constrained")
     figure.patch.set_alpha(0)
     axes = figure.add_subplot()
@@ -253,7 +262,8 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _finish(axes: Axes, x: str, y: str) -> None:
+def finish_axes(axes: Axes, x: str, y: str) -> None:
+    """Name the axes of a chart and lay a faint grid behind it."""
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.grid(True, color=FAINT, alpha=0.25, linewidth=0.6)

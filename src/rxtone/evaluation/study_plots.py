@@ -10,9 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from rxtone.evaluation.plots import BLUE, FAINT, INK, ORANGE
-from rxtone.evaluation.plots import _figure as axes_of
-from rxtone.evaluation.plots import _finish as finish_axes
+from rxtone.evaluation.plots import BLUE, FAINT, INK, ORANGE, axes_of, finish_axes
 
 _SHORT = 22
 
