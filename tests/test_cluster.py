@@ -46,7 +46,7 @@ def test_a_study_survives_the_loss_of_a_node(tiny_base, tiny_table, tmp_path, mo
     monkeypatch.setenv("RAY_worker_niceness", "0")  # Ray's workers are nicer than the tests beside them: 15
     from ray.cluster_utils import Cluster
 
-    from rxtone.cluster import ray_engine
+    from rxtone.cluster import ray_runner
 
     values = tiny_values(tiny_base, tiny_table)
     values["train"] |= {"num_train_epochs": 2}
@@ -62,8 +62,8 @@ def test_a_study_survives_the_loss_of_a_node(tiny_base, tiny_table, tmp_path, mo
     nodes = [cluster.add_node(num_cpus=1, object_store_memory=memory) for _ in range(2)]
     try:
         events, lost = [], False
-        with ray_engine(address=cluster.address) as engine:
-            for event in sweep(space, recipe, tmp_path / "study", engine=engine):
+        with ray_runner(address=cluster.address) as runner:
+            for event in sweep(space, recipe, tmp_path / "study", runner=runner):
                 events.append(event)
                 if isinstance(event, TrialStep) and event.number == 1 and event.step.step == 3 and not lost:
                     cluster.remove_node(nodes[0], allow_graceful=False)
@@ -87,10 +87,10 @@ def test_a_study_survives_the_loss_of_a_node(tiny_base, tiny_table, tmp_path, mo
 
 
 def test_a_cluster_that_is_not_there_is_told():
-    from rxtone.cluster import ray_engine
+    from rxtone.cluster import ray_runner
 
     with (
         pytest.raises(RecipeError, match=r"--address nonsense: the cluster cannot be reached"),
-        ray_engine(address="nonsense"),
+        ray_runner(address="nonsense"),
     ):
         pass

@@ -54,10 +54,10 @@ def sweep(
     folder = out or Path("runs") / f"sweep-{Path(space).stem}"
     try:
         if engine == "ray":
-            from rxtone.cluster import ray_engine
+            from rxtone.cluster import ray_runner
 
-            with ray_engine(address=address, cpus=cpus, gpus=gpus) as cluster:
-                done = show_sweep(search(found, recipe, folder, storage=storage, trials=trials, engine=cluster))
+            with ray_runner(address=address, cpus=cpus, gpus=gpus) as cluster:
+                done = show_sweep(search(found, recipe, folder, storage=storage, trials=trials, runner=cluster))
         else:
             done = show_sweep(search(found, recipe, folder, storage=storage, trials=trials, together=together))
     except KeyboardInterrupt:

@@ -25,11 +25,21 @@ from rxtone.errors import RecipeError, RunError
 from rxtone.model.base import Base, BaseIdentity, default_device
 from rxtone.study import Job, Study, beat, clear_trial, finish, next_job, report
 from rxtone.study_table import write_table
-from rxtone.sweep import Engine, failed
+from rxtone.sweep import Runner, failed
 from rxtone.sweep_events import SweepEvent, TrialEnded, TrialStarted, TrialStep, TrialValidated
 from rxtone.training.data import TrainingData
 from rxtone.training.events import EvalDone, StepDone
-from rxtone.trials import Bench, FoldRun, Trained, log_trial, open_bench, run_fold, train_setting
+from rxtone.trials import (
+    Bench,
+    FoldRun,
+    Trained,
+    data_key,
+    log_trial,
+    open_bench,
+    reviews_key,
+    run_fold,
+    train_setting,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -113,7 +123,7 @@ def unpack_base(packed: PackedBase) -> Base:
 
 
 @contextlib.contextmanager
-def ray_engine(*, address: str | None = None, cpus: float = 1, gpus: float = 0) -> Iterator[Engine]:
+def ray_runner(*, address: str | None = None, cpus: float = 1, gpus: float = 0) -> Iterator[Runner]:
     """Run trials on a Ray cluster.
 
     Args:
@@ -122,7 +132,7 @@ def ray_engine(*, address: str | None = None, cpus: float = 1, gpus: float = 0) 
         gpus: GPUs that a trial takes; a fraction shares one.
 
     Yields:
-        The engine.
+        The runner.
 
     Raises:
         RecipeError: If Ray is not installed or the cluster cannot be reached.
@@ -146,7 +156,7 @@ def ray_engine(*, address: str | None = None, cpus: float = 1, gpus: float = 0) 
     store = _once_each(bench)
     options = {"num_cpus": cpus, "num_gpus": gpus}
     try:
-        yield Engine(partial(_trials, bench, store, options), partial(_folds, bench, store, options))
+        yield Runner(partial(_trials, bench, store, options), partial(_folds, bench, store, options))
     finally:
         if here:
             ray.shutdown()
@@ -326,15 +336,13 @@ def _once_each(bench: Bench) -> _Store:
 
     kept: dict[str, Any] = {}
 
-    def once(kind: str, recipe: Recipe, make: Callable[[Recipe], Any]) -> Any:
-        parts = [recipe.model] if kind == "base" else [recipe.model, recipe.data, recipe.prompt]
-        key = kind + "".join(part.model_dump_json() for part in parts)
+    def once(key: str, make: Callable[[], Any]) -> Any:
         if key not in kept:
-            kept[key] = ray.put(make(recipe))
+            kept[key] = ray.put(make())
         return kept[key]
 
     return _Store(
-        lambda recipe: once("base", recipe, lambda own: pack_base(bench.base(own))),
-        lambda recipe: once("data", recipe, bench.data),
-        lambda recipe: once("prepared", recipe, bench.prepared),
+        lambda recipe: once(f"base {recipe.model.model_dump_json()}", lambda: pack_base(bench.base(recipe))),
+        lambda recipe: once(f"data {data_key(recipe)}", lambda: bench.data(recipe)),
+        lambda recipe: once(f"reviews {reviews_key(recipe)}", lambda: bench.prepared(recipe)),
     )

@@ -64,7 +64,7 @@ def sweep(
     storage: str | None = None,
     trials: int | None = None,
     together: int = 1,
-    engine: Engine | None = None,
+    runner: Runner | None = None,
 ) -> Iterator[SweepEvent]:
     """Search a space.
 
@@ -75,7 +75,7 @@ def sweep(
         storage: An Optuna storage URL that several machines share; None keeps a journal file in `out`.
         trials: Settings to try; None takes the space's number.
         together: Settings trained at once through one forward.
-        engine: Where trials run; None runs them here, one after another.
+        runner: Where trials run; None runs them here, one after another.
 
     Yields:
         What happened.
@@ -98,7 +98,7 @@ def sweep(
         yield StudyOpened(out, len(study.finished()), study.wanted)
         record = None
         try:
-            run = engine or local_engine(bench, together)
+            run = runner or local_runner(bench, together)
             yield from run.trials(study)
             if space.confirm is not None:
                 found = candidates(study, space.confirm.top)
@@ -111,7 +111,7 @@ def sweep(
 
 
 @dataclass(frozen=True)
-class Engine:
+class Runner:
     """Where work is done.
 
     Attributes:
@@ -123,7 +123,7 @@ class Engine:
     folds: Callable[[list[FoldJob]], Iterator[tuple[FoldJob, Any]]]
 
 
-def local_engine(bench: Bench, together: int = 1) -> Engine:
+def local_runner(bench: Bench, together: int = 1) -> Runner:
     """Run everything in this process.
 
     Args:
@@ -131,7 +131,7 @@ def local_engine(bench: Bench, together: int = 1) -> Engine:
         together: Settings trained at once through one forward.
 
     Returns:
-        The engine.
+        The runner.
     """
 
     def trials(study: Study) -> Iterator[SweepEvent]:
@@ -160,7 +160,7 @@ def local_engine(bench: Bench, together: int = 1) -> Engine:
                 ),
             )
 
-    return Engine(trials, folds)
+    return Runner(trials, folds)
 
 
 def take_jobs(study: Study, count: int) -> list[Job]:
@@ -306,10 +306,10 @@ def write_results(study: Study, record: dict[str, Any] | None) -> None:
     write_text(study.folder.page, page)
 
 
-def _confirm(engine: Engine, jobs: list[FoldJob]) -> Iterator[SweepEvent]:
+def _confirm(runner: Runner, jobs: list[FoldJob]) -> Iterator[SweepEvent]:
     open_jobs = [job for job in jobs if not job.path.is_file()]
     done = len(jobs) - len(open_jobs)
-    for job, run in engine.folds(open_jobs):
+    for job, run in runner.folds(open_jobs):
         keep_fold(job, run)
         done += 1
         yield FoldDone(job.candidate.number, job.seed, job.fold, run.macro_f1, done, len(jobs))

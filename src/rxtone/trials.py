@@ -100,10 +100,10 @@ def open_bench(load: Callable[[Recipe], Base] | None = None) -> Bench:
     base = _remember(load or _load, lambda recipe: recipe.model.model_dump_json(), keep=1)
     prepared = _remember(
         lambda recipe: prepare(recipe.data, recipe.train.seed, recipe.auxiliary),
-        _reviews_key,
+        reviews_key,
         keep=1,
     )
-    data = _remember(lambda recipe: tokenise(recipe, base(recipe), prepared(recipe))[0], _data_key, keep=4)
+    data = _remember(lambda recipe: tokenise(recipe, base(recipe), prepared(recipe))[0], data_key, keep=4)
     return Bench(base, prepared, data)
 
 
@@ -293,15 +293,16 @@ def _load(recipe: Recipe) -> Base:
     return load_base(model.base, revision=model.revision, precision=model.weights, device=default_device())
 
 
-def _reviews_key(recipe: Recipe) -> str:
+def reviews_key(recipe: Recipe) -> str:
+    """What the split, labelled reviews of a recipe depend on: equal keys, equal reviews."""
     further = [task.model_dump(mode="json") for task in recipe.auxiliary.values()]
     return json.dumps([recipe.data.model_dump(mode="json"), recipe.train.seed, list(recipe.auxiliary), further])
 
 
-def _data_key(recipe: Recipe) -> str:
-    parts = (recipe.prompt, recipe.model)
-    own = [part.model_dump(mode="json") for part in parts]
-    return json.dumps([_reviews_key(recipe), recipe.train.rating_noise, *own])
+def data_key(recipe: Recipe) -> str:
+    """What the training data in tokens depend on: equal keys, equal data."""
+    own = [part.model_dump(mode="json") for part in (recipe.prompt, recipe.model)]
+    return json.dumps([reviews_key(recipe), recipe.train.rating_noise, *own])
 
 
 def _remember(make: Callable[[Recipe], Any], key: Callable[[Recipe], str], *, keep: int) -> Callable[[Recipe], Any]:
