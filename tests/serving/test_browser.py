@@ -156,6 +156,21 @@ def test_a_wrong_answer_is_corrected_with_consent(page: "playwright.Page", folde
     assert [(one.label, one.review.fields[0]) for one in kept] == [("neutral", ("Benefits", "some relief"))]
 
 
+def test_typing_asks_the_server_nothing_and_a_click_one_request(page: "playwright.Page", server: LiveServer) -> None:
+    """Gradio's event stream lost a click that came while an earlier event's stream closed."""
+    page.wait_for_load_state("networkidle")
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url) if "/gradio_api/" in request.url else None)
+    page.get_by_label("Benefits").locator("visible=true").fill("great relief")
+    page.wait_for_timeout(300)
+    assert asked == []
+    page.get_by_role("button", name="Read the review").locator("visible=true").click()
+    answer(page).wait_for()
+    page.wait_for_timeout(300)
+    assert len(asked) == 1
+    assert "/queue/" not in asked[0]
+
+
 def test_it_fits_360_pixels(browser: "playwright.Browser", server: LiveServer) -> None:
     page = open_page(browser, server.url, width=360)
     page.get_by_label("Benefits").locator("visible=true").fill("great relief")

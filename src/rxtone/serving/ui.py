@@ -33,7 +33,10 @@ EXAMPLES = (
 KEEP_SECONDS = 600
 """How long a result waits for its download."""
 WAITING = 64
-"""Actions of all open pages that may wait."""
+"""Tables of all open pages that may wait."""
+PLAIN: dict[str, Any] = {"queue": False, "api_visibility": "private", "show_progress": "minimal"}
+"""An action is one request and its answer: the service has a queue of its own, and Gradio's, which answers over an
+event stream, loses an action that comes while the stream of an earlier one closes."""
 FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
 MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "monospace")
 
@@ -126,13 +129,13 @@ def _fields_tab(page: Page, run: gr.Dropdown, fields: Sequence[str]) -> None:
     async def read(run_name: str, *texts: str) -> str:
         return await page.answer(run_name, review(run_name, texts))
 
-    ask.click(read, [run, *boxes], answer, api_visibility="private", show_progress="minimal")
+    ask.click(read, [run, *boxes], answer, **PLAIN)
 
     def shown(run_name: str) -> list[Any]:
         known = pool.get(run_name).classifier.spec.text_fields
         return [gr.update(visible=field in known) for field in fields]
 
-    run.change(shown, run, boxes, api_visibility="private", show_progress="hidden")
+    run.change(shown, run, boxes, **PLAIN)
 
 
 def _text_tab(page: Page, run: gr.Dropdown) -> None:
@@ -150,7 +153,7 @@ def _text_tab(page: Page, run: gr.Dropdown) -> None:
     async def read(run_name: str, text: str) -> str:
         return await page.answer(run_name, text or "")
 
-    ask.click(read, [run, box], answer, api_visibility="private", show_progress="minimal")
+    ask.click(read, [run, box], answer, **PLAIN)
 
 
 def _why(
@@ -163,12 +166,9 @@ def _why(
     async def why(run_name: str, *texts: str) -> str:
         return await page.why(run_name, review(run_name, texts))
 
-    ask.click(why, [run, *boxes], shown, api_visibility="private", show_progress="minimal")
-    # An explanation of another text would mislead.
-    gr.on(
-        [run.change, *(box.change for box in boxes)], lambda: "", None, shown, api_visibility="private",
-        show_progress="hidden",
-    )  # fmt: skip
+    ask.click(why, [run, *boxes], shown, **PLAIN)
+    # An explanation of another text would mislead. The browser clears it: typing asks the server nothing.
+    gr.on([run.change, *(box.change for box in boxes)], None, None, shown, js="() => ''", api_visibility="private")
 
 
 def _correction(
@@ -187,12 +187,12 @@ def _correction(
     async def correct(run_name: str, label: str | None, agreed: bool, *texts: str) -> str:
         return await page.correct(run_name, review(run_name, texts), label, agreed)
 
-    keep.click(correct, [run, right, consent, *boxes], outcome, api_visibility="private", show_progress="minimal")
+    keep.click(correct, [run, right, consent, *boxes], outcome, **PLAIN)
 
     def choices(run_name: str) -> Any:  # Gradio's own update
         return gr.update(choices=list(pool.get(run_name).classifier.labels), value=None)
 
-    run.change(choices, run, right, api_visibility="private", show_progress="hidden")
+    run.change(choices, run, right, **PLAIN)
 
 
 def _compare_tab(page: Page, fields: Sequence[str]) -> None:
@@ -203,7 +203,7 @@ def _compare_tab(page: Page, fields: Sequence[str]) -> None:
     async def compare(*texts: str) -> str:
         return await page.compare(dict(zip(fields, (text or "" for text in texts), strict=True)))
 
-    ask.click(compare, boxes, answer, api_visibility="private", show_progress="minimal")
+    ask.click(compare, boxes, answer, **PLAIN)
 
 
 def _table_tab(page: Page, run: gr.Dropdown) -> None:
