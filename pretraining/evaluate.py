@@ -23,13 +23,14 @@ from rxtone.data.splits import folds
 from rxtone.data.tables import read_table
 from rxtone.evaluation.baselines import TFIDF_FIELDS, fit_baselines
 from rxtone.loading import load, zero_shot
+from rxtone.run import RunFolder
+from rxtone.seeds import with_seed, write_ensemble
 from rxtone.stats.bootstrap import bootstrap
 from rxtone.stats.metrics import confusion_counts, metric_arrays
 from rxtone.stats.significance import paired_differences
 
 FIGURES = ("accuracy", "macro_f1", "kappa", "quadratic_kappa")
 RESAMPLES = 10_000
-CONTENDERS = ("tuned", "tuned_argmax", "zero_shot", "tfidf")
 Indexes = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
@@ -69,7 +70,7 @@ def answers(classifier: Classifier, reviews: list[Review]) -> Indexes:
 
 
 def run_fold(
-    recipe: Recipe, frame: pl.DataFrame, reviews: list[Review], held_out: Indexes, folder: Path
+    recipe: Recipe, frame: pl.DataFrame, reviews: list[Review], held_out: Indexes, folder: Path, seeds: int = 1
 ) -> tuple[dict[str, Indexes], Floats]:
     """Tunes on the rest, predicts the held-out rows.
 
@@ -78,10 +79,12 @@ def run_fold(
         frame: The whole table.
         reviews: Its reviews, in the same order.
         held_out: Rows of this fold.
-        folder: Where the fold's table and run go; a finished run is read, not repeated.
+        folder: Where the fold's table and runs go; a finished run is read, not repeated.
+        seeds: How many runs answer together, from the recipe's seed on.
 
     Returns:
-        Predictions of the held-out rows by contender, and the tuned model's raw log-probabilities, (n, labels).
+        Predictions of the held-out rows by contender, and the tuned model's raw log-probabilities, (n, labels). With
+        several seeds `tuned` is their ensemble, and each of them is a contender, too.
     """
     rest = np.setdiff1d(np.arange(len(reviews)), held_out)
     folder.mkdir(parents=True, exist_ok=True)
@@ -91,12 +94,18 @@ def run_fold(
     data = recipe.data.model_copy(update={"train": str(table), "test": None, "test_fraction": 0.0})
     quiet = recipe.evaluation.model_copy(update={"enabled": False})
     own = recipe.model_copy(update={"data": data, "evaluation": quiet})
-    run = rxtone.train(own, out=folder / "run", resume=(folder / "run").exists())
+    runs: dict[str, RunFolder] = {}
+    for seed in range(recipe.train.seed, recipe.train.seed + seeds):
+        out = folder / f"seed-{seed}"
+        runs[out.name] = rxtone.train(with_seed(own, seed), out=out, resume=out.exists())
     judged = [reviews[int(row)] for row in held_out]
     baselines = fit_baselines([reviews[int(row)] for row in rest], judged, tuple(recipe.data.label.rule))
     linear = next(found.predicted for found in baselines if found.name == TFIDF_FIELDS)
     assert linear is not None
-    tuned, untuned = load(run.adapter), zero_shot(own)
+    alone = {name: load(run.adapter) for name, run in runs.items()}
+    if seeds > 1:
+        write_ensemble(own, folder, runs)
+    tuned, untuned = load(folder) if seeds > 1 else next(iter(alone.values())), zero_shot(own)
     log_probs = tuned.score(judged).log_probs
     guesses = {
         "tuned": answers(tuned, judged),
@@ -104,6 +113,8 @@ def run_fold(
         "zero_shot": untuned.score(judged).log_probs.argmax(1),
         "tfidf": linear,
     }
+    if seeds > 1:
+        guesses |= {name: answers(classifier, judged) for name, classifier in alone.items()}
     return guesses, log_probs
 
 
@@ -158,6 +169,7 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], help="group.key=value, as in rxtone train")
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0, help="seed of the folds")
+    parser.add_argument("--seeds", type=int, default=1, help="runs of a fold that answer together")
     parser.add_argument("--only", type=int, default=None, help="run the first N folds and judge on them alone")
     parser.add_argument("--out", type=Path, default=Path("runs/pretraining-evaluation"))
     parser.add_argument("--threads", type=int, default=2)
@@ -169,12 +181,14 @@ def main() -> None:
     reviews = read_reviews(table, recipe.data.text_fields, recipe.data.label.column, rule)
     truth = np.array([rule.labels.index(str(review.label)) for review in reviews], dtype=np.int64)
     parts = folds(reviews, arguments.folds, arguments.seed)[: arguments.only]
-    guesses = {name: np.full(len(truth), -1, dtype=np.int64) for name in CONTENDERS}
+    guesses: dict[str, Indexes] = {}
     log_probs = np.full((len(truth), len(rule.labels)), np.nan)
     for number, held_out in enumerate(parts):
-        found, log_probs[held_out] = run_fold(recipe, table.frame, reviews, held_out, arguments.out / f"fold-{number}")
+        found, log_probs[held_out] = run_fold(
+            recipe, table.frame, reviews, held_out, arguments.out / f"fold-{number}", arguments.seeds
+        )
         for name, guess in found.items():
-            guesses[name][held_out] = guess
+            guesses.setdefault(name, np.full(len(truth), -1, dtype=np.int64))[held_out] = guess
             line = {"fold": number, "contender": name, **figures(truth[held_out], guess, rule.labels)}
             sys.stderr.write(json.dumps(line) + "\n")
     rows = np.sort(np.concatenate(parts))

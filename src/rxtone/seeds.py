@@ -94,7 +94,7 @@ def train_seeds(
     if out.is_dir() and any(out.iterdir()) and not resume:
         msg = f"{out}: expected an empty or new folder for the seeds; add --resume to continue, or choose another --out"
         raise RunError(msg)
-    recipes = {recipe.train.seed + k: _with_seed(recipe, recipe.train.seed + k) for k in range(seeds)}
+    recipes = {recipe.train.seed + k: with_seed(recipe, recipe.train.seed + k) for k in range(seeds)}
     for number, (seed, one) in enumerate(recipes.items(), start=1):
         yield SeedStarted(seed, number, seeds)
         yield from pipeline.train(one, _folder(out, seed), resume=resume, stop=stop)
@@ -102,11 +102,12 @@ def train_seeds(
             return
     runs = {f"seed-{seed}": RunFolder(_folder(out, seed)) for seed in recipes}
     write_json(out / "data.json", json.loads(next(iter(runs.values())).data.read_text("utf-8")))
-    _write_ensemble(recipe, out, runs)
+    write_ensemble(recipe, out, runs)
     yield _judged(recipes[recipe.train.seed], out, runs)
 
 
-def _with_seed(recipe: Recipe, seed: int) -> Recipe:
+def with_seed(recipe: Recipe, seed: int) -> Recipe:
+    """The recipe under another seed, on the split of its own."""
     split = recipe.train.seed if recipe.data.split_seed is None else recipe.data.split_seed
     return recipe.model_copy(
         update={
@@ -120,8 +121,17 @@ def _folder(out: Path, seed: int) -> Path:
     return out / f"seed-{seed}"
 
 
-def _write_ensemble(recipe: Recipe, out: Path, runs: Mapping[str, RunFolder]) -> None:
-    """The members by name, and the policy of their mean, fitted on the validation rows that they share."""
+def write_ensemble(recipe: Recipe, out: Path, runs: Mapping[str, RunFolder]) -> None:
+    """The members by name, and the policy of their mean, fitted on the validation rows that they share.
+
+    Args:
+        recipe: What all of them trained, but for the seed.
+        out: Folder of all runs; the ensemble is loaded from it.
+        runs: Name -> finished run.
+
+    Raises:
+        RunError: If the runs were not validated on the same rows.
+    """
     spec = read_spec(next(iter(runs.values())).adapter)
     known = [read_validation(run.adapter, spec) for run in runs.values()]
     scores = [one for one in known if one is not None]

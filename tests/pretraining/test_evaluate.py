@@ -60,8 +60,9 @@ def test_summary_keeps_folds_apart() -> None:
     assert set(summary["tuned_minus"]) == {"majority"}
 
 
+@pytest.mark.parametrize("seeds", [1, 2])
 def test_the_command_runs_through_the_pipeline(
-    tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], seeds: int
 ) -> None:
     words = {9: "great", 5: "fair", 2: "awful"}
     rows = [(r, f"{words[r]} {n}", f"none {n}", words[r]) for n in range(15) for r in (9, 5, 2)]
@@ -69,12 +70,13 @@ def test_the_command_runs_through_the_pipeline(
     table.with_columns(pl.col("rating").cast(pl.String)).write_parquet(tmp_path / "reviews.parquet")
     arguments = ["evaluate", "--table", str(tmp_path / "reviews.parquet"), "--base", str(tiny_base), "--folds", "3",
                  "--out", str(tmp_path / "out"), "--set", "train.max_steps=2", "--only", "1", "--threads", "1",
-                 "--set", "prompt.max_tokens=48"]  # fmt: skip
+                 "--seeds", str(seeds), "--set", "prompt.max_tokens=48"]  # fmt: skip
     monkeypatch.setattr("sys.argv", arguments)
     main()
     summary = json.loads(capsys.readouterr().out)
     assert summary["rows"] == 15
-    assert set(summary["all_rows"]) == {"tuned", "tuned_argmax", "zero_shot", "tfidf", "majority"}
+    single = {"tuned", "tuned_argmax", "zero_shot", "tfidf", "majority"}
+    assert set(summary["all_rows"]) == (single if seeds == 1 else single | {"seed-42", "seed-43"})
     assert summary["all_rows"]["tfidf"]["accuracy"] == 1.0
     with np.load(tmp_path / "out" / "predictions.npz") as stored:
         assert stored["tuned"].shape == (15,)
