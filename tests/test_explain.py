@@ -97,7 +97,9 @@ def test_another_label_can_be_explained(classifier):
     found = explain(classifier, "awful", label="positive")
     assert (found.label, found.predicted) == ("positive", "negative")
     assert found.probability == pytest.approx(classifier.predict(["awful"])[0].probabilities["positive"], abs=1e-6)
-    assert found.parts[0].weight < 0
+    assert found.log_odds == pytest.approx(log_odds(classifier, "awful", "positive"), abs=1e-5)
+    assert found.log_odds < explain(classifier, "awful").log_odds
+    assert found.parts[0].weight == pytest.approx(found.log_odds - found.without_review, abs=1e-9)
     assert found.fields == {}
 
 

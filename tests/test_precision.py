@@ -1,6 +1,7 @@
 """Another precision than the run's own: reachable everywhere, its changes told, refused with a reason."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,32 @@ from rxtone.model.engine import Engine
 from rxtone.model.scoring import replan
 
 needs_int8 = pytest.mark.skipif(not torch.cpu._is_vnni_supported(), reason="this CPU has no 8-bit dot products")
+
+
+@pytest.mark.parametrize(("native", "expected"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_a_run_in_bf16_is_loaded_in_fp32_where_bf16_is_only_emulated(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, native: bool, expected: torch.dtype
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run)
+    path = run / "adapter" / "classifier.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"precision": "bf16"}))
+    for module in ("rxtone.loading", "rxtone.model.base"):
+        monkeypatch.setattr(f"{module}.native_bf16", lambda device: native)
+    assert rxtone.load(run, device="cpu").model.dtype == expected
+    assert rxtone.load(run, device="cpu", precision="bf16").model.dtype == torch.bfloat16  # who asks for it has it
+
+
+def test_bf16_computes_where_the_processor_has_no_kernels_for_it(
+    tiny_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """oneDNN refused the fused product on a CPU with AVX2 alone."""
+    texts = ["great relief", "awful pain for weeks"]
+    usual = rxtone.load(tiny_run, precision="bf16").predict(texts)
+    monkeypatch.setattr("rxtone.model.engine.ops._ONEDNN_BF16", False)
+    plain = rxtone.load(tiny_run, precision="bf16").predict(texts)
+    for one, other in zip(usual, plain, strict=True):
+        assert one.probabilities == pytest.approx(other.probabilities, abs=0.05)
 
 
 @needs_int8

@@ -22,6 +22,7 @@ from rxtone.model.base import (
     identify,
     load_base,
     load_tokenizer,
+    native_bf16,
     resolve_precision,
     token_id,
 )
@@ -230,5 +231,7 @@ def cast(model: torch.nn.Module, precision: str) -> torch.nn.Module:
 
 
 def _precision_here(trained: str, device: torch.device) -> str:
-    # fp16 was a GPU's; elsewhere the device's own best takes its place.
-    return "auto" if trained == "fp16" and device.type == "cpu" else trained
+    # What the device would only emulate (fp16 on a CPU, bf16 on one without AVX512-BF16 or on a T4) costs several times
+    # the time for no better answers: the device's own best takes its place.
+    emulated = device.type == "cpu" if trained == "fp16" else trained == "bf16" and not native_bf16(device)
+    return "auto" if emulated else trained

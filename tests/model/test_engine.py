@@ -356,13 +356,15 @@ def test_no_gradient_is_computed_below_the_lowest_adapter() -> None:
 
 
 def test_training_gives_the_references_loss_curve() -> None:
-    """AdamW on the adapters at dropout 0, in double precision: two runs from the same start."""
+    """AdamW on the adapters at dropout 0, in double precision: two runs from the same start.
+
+    At ten times the rate this model is chaotic: 1e-16 of rounding grows tenfold every four steps."""
     rows, targets = prompts((7, 12, 5, 9)), targets_of(4)
     curves = []
     for fast in (False, True):
         model = adapted(tiny(), ["q", "v"]).train()
         engine = engine_of(model)
-        optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+        optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
         curve = []
         for _ in range(100):
             if fast:
@@ -374,9 +376,9 @@ def test_training_gives_the_references_loss_curve() -> None:
             optimiser.step()
             optimiser.zero_grad()
             curve.append(float(loss.detach()))
-        curves.append(torch.tensor(curve))
+        curves.append(torch.tensor(curve, dtype=torch.float64))
     assert curves[0][-1] < 0.9 * curves[0][0]  # it learned
-    assert (curves[0] - curves[1]).abs().max() < 1e-5
+    assert (curves[0] - curves[1]).abs().max() < 1e-9
 
 
 def test_loss_under_dropout_has_the_references_distribution() -> None:

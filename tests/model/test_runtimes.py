@@ -90,6 +90,22 @@ def test_lower_precision_is_near_and_not_the_same(tmp_path, form, precision):
     assert 1e-6 < change < 0.1
 
 
+def test_int8_stays_near_on_a_processor_without_8_bit_dot_products(tmp_path, monkeypatch):
+    """There CTranslate2's 8-bit sums saturate; ONNX Runtime's would with weights of 8 bits."""
+    import onnx
+
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
+    model = tiny_t5(initializer_factor=1.0)
+    data, tokens = dataset(), label_token_ids(tiny_tokenizer(), SINGLE, 1)
+    expected = probabilities(score_dataset(model, data, tokens, batch_size=4, pad_token_id=0))
+    runtime = exported(model, tmp_path / "ctranslate2", "ctranslate2", "int8", SINGLE)
+    assert 1e-6 < np.abs(probabilities(runtime.score(data, 4)) - expected).max() < 0.1
+    exported(model, tmp_path / "onnx", "onnx", "int8", SINGLE)
+    graph = onnx.load(tmp_path / "onnx" / "model.onnx").graph
+    weights = [onnx.numpy_helper.to_array(one) for one in graph.initializer if one.data_type == onnx.TensorProto.INT8]
+    assert max(int(np.abs(one).max()) for one in weights if one.ndim == 2) == 64
+
+
 def test_ctranslate2_scores_labels_where_the_model_would_end_at_once(tmp_path):
     model = tiny_t5()
     with torch.no_grad():

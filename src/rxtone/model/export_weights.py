@@ -153,6 +153,7 @@ def _write_onnx(
     try:
         quantize_dynamic(
             full, path, op_types_to_quantize=["MatMul"], per_channel=True, weight_type=QuantType.QInt8,
+            reduce_range=True,  # 7 bits: with 8, sums saturate on CPUs without 8-bit dot products
             nodes_to_exclude=[HEAD, "sums"], use_external_data_format=large,
             extra_options={"MatMulConstBOnly": True},
         )  # fmt: skip

@@ -168,7 +168,10 @@ def _why(
 
     ask.click(why, [run, *boxes], shown, **PLAIN)
     # An explanation of another text would mislead. The browser clears it: typing asks the server nothing.
-    gr.on([run.change, *(box.change for box in boxes)], None, None, shown, js="() => ''", api_visibility="private")
+    gr.on(
+        [run.change, *(box.change for box in boxes)], None, None, shown, js="() => ''", api_visibility="private",
+        show_progress="hidden",
+    )  # fmt: skip
 
 
 def _correction(

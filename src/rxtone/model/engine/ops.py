@@ -20,6 +20,7 @@ from rxtone.model.engine.int8 import matmul, quantise_rows
 from rxtone.model.engine.plan import Linear
 
 _aten = torch.ops.aten
+_ONEDNN_BF16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()  # a CPU with AVX2 alone has no such kernels
 _FUSED = {"gelu_new": ("gelu", "tanh"), "gelu": ("gelu", "none"), "relu": ("relu", "")}
 
 
@@ -171,7 +172,8 @@ def activated_linear(x: Tensor, layer: Linear, activation: str) -> Tensor:
     Returns:
         (rows, out).
     """
-    if x.dtype is torch.bfloat16 and x.device.type == "cpu" and layer.adapter is None and activation in _FUSED:
+    fuses = x.dtype is torch.bfloat16 and x.device.type == "cpu" and _ONEDNN_BF16
+    if fuses and layer.adapter is None and activation in _FUSED:
         kernel = cast(Any, torch.ops.mkldnn._linear_pointwise)
         name, form = _FUSED[activation]
         return _tensor(kernel(x, layer.weight, None, name, [], form))
