@@ -48,3 +48,12 @@ def test_lengths_are_cut_into_quarters():
     ]
     assert [names.count(name) for name in sorted(set(names))] == [25, 25, 25, 25]
     assert set(length_slices(np.full(10, 7))) == {"1: up to 7 tokens"}
+
+
+def test_lengths_stay_in_their_order_and_others_come_by_size():
+    right = np.tile([0, 1], 50)
+    parts = ["1: up to 9 tokens"] * 30 + ["2: over 9 tokens"] * 70
+    for by, expected in (("length", ["1: up to 9 tokens", "2: over 9 tokens"]),
+                         ("drug", ["2: over 9 tokens", "1: up to 9 tokens"])):  # fmt: skip
+        (found,) = slice_metrics(right, right, LABELS, {by: parts})
+        assert [one["value"] for one in found["slices"]] == expected

@@ -14,7 +14,7 @@ from rxtone.evaluation.baselines import Baseline
 from rxtone.evaluation.compare import RunPredictions, compare
 from rxtone.evaluation.inputs import Scores, ScoringClassifier, group_indexes, label_indexes
 from rxtone.evaluation.quality import answer_metrics
-from rxtone.evaluation.slices import length_slices, slice_metrics
+from rxtone.evaluation.slices import LENGTH, length_slices, slice_metrics
 from rxtone.stats.bootstrap import N_RESAMPLES
 from rxtone.stats.metrics import INVALID
 from rxtone.stats.policy import Decisions, Policy, plain_policy
@@ -235,7 +235,7 @@ def _truncation(scores: Scores) -> dict[str, object]:
 
 def _usual_slices(reviews: Sequence[Review], scores: Scores) -> dict[str, Sequence[str | None]]:
     slices: dict[str, Sequence[str | None]] = {
-        "length": length_slices(np.asarray(scores.n_tokens)),
+        LENGTH: length_slices(np.asarray(scores.n_tokens)),
         "truncated": ["truncated" if cut else "whole" for cut in np.asarray(scores.truncated)],
     }
     if any(review.group is not None for review in reviews):

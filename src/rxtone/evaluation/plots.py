@@ -29,7 +29,7 @@ ORANGE = "#d5792a"
 _STRONGEST_CELL = 0.7
 _SMOOTH_STEPS = 25
 # A longer name would squeeze the drawing away; the tables of the page hold it in full.
-_LONGEST_NAME = 28
+_LONGEST_NAME = 36
 _LEAST_COVERAGE = 0.04
 
 

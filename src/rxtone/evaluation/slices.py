@@ -18,6 +18,8 @@ MINIMUM = 30
 # Macro-F1 averages over all labels; over fewer reviews of a label than this it is mostly luck.
 _LEAST_PER_LABEL = 5
 _RESAMPLES = 1000
+LENGTH = "length"
+"""The slices of `length_slices`, which have an order of their own."""
 
 
 def length_slices(n_tokens: NDArray[np.int64]) -> list[str]:
@@ -59,8 +61,8 @@ def slice_metrics(
 
     Returns:
         For each key: `by`, `slices` (each with `value, n, accuracy, accuracy_ci, macro_f1, macro_f1_ci,
-        p_adjusted, stands_out`, the largest first; macro-F1 is None where a label has fewer than 5 reviews),
-        and `too_small` with the number of `slices` below the minimum and their `reviews`.
+        p_adjusted, stands_out`, the largest first, of lengths the shortest; macro-F1 is None where a label has fewer
+        than 5 reviews), and `too_small` with the number of `slices` below the minimum and their `reviews`.
     """
     right = y_true == y_pred
     out: list[dict[str, object]] = []
@@ -72,7 +74,9 @@ def slice_metrics(
             if value is not None:
                 rows_of[value].append(i)
         sizes = {value: len(rows) for value, rows in rows_of.items()}
-        names = sorted((v for v in sizes if sizes[v] >= minimum), key=lambda v: (-sizes[v], v))
+        names = sorted(v for v in sizes if sizes[v] >= minimum)
+        if by != LENGTH:
+            names.sort(key=lambda v: -sizes[v])
         found = []
         for name in names:
             rows = np.zeros(len(y_true), dtype=bool)
