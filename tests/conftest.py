@@ -1,16 +1,19 @@
 """What all tests share: no network, one thread, the tiny model and its run."""
 
 import os
+import sys
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from tiny import tiny_values, write_tiny_base, write_tiny_table
 
+from rxtone.cli import main
 from rxtone.config import Recipe, check_recipe
 
 torch.set_num_threads(1)  # the models are tiny, and tests run side by side
@@ -39,3 +42,17 @@ def tiny_run(tiny_base: Path, tiny_table: Path, tmp_path_factory: pytest.TempPat
     out = tmp_path_factory.mktemp("runs") / "tiny"
     api.train(check_recipe(tiny_values(tiny_base, tiny_table) | {"evaluation": {}}, "tiny"), out=out)
     return out
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run a command in this process; gives exit code, standard output, standard error."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["rxtone", *map(str, arguments)])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        out, err = capsys.readouterr()
+        return int(caught.value.code or 0), out, err
+
+    return run

@@ -1,7 +1,6 @@
 """Aspects: further adapters on one base, trained and evaluated like the main task."""
 
 import json
-import sys
 
 import pytest
 import yaml
@@ -11,7 +10,6 @@ from transformers import T5ForConditionalGeneration
 
 import rxtone
 from rxtone import api
-from rxtone.cli import main
 from rxtone.config import aspect_recipe, check_recipe, load_recipe
 from rxtone.errors import RecipeError
 
@@ -39,18 +37,6 @@ def values(tiny_base, tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(values, tmp_path_factory):
     return api.train(check_recipe(values, "tiny"), out=tmp_path_factory.mktemp("run") / "run")
-
-
-@pytest.fixture
-def call(monkeypatch, capsys):
-    def go(*arguments):
-        monkeypatch.setattr(sys, "argv", ["rxtone", *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            main()
-        out, err = capsys.readouterr()
-        return caught.value.code or 0, out, err
-
-    return go
 
 
 def test_each_aspect_leaves_an_adapter_and_the_records_of_a_run(run):

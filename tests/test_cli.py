@@ -12,23 +12,8 @@ import yaml
 from tiny import tiny_values, write_tiny_table
 
 from rxtone import api
-from rxtone.cli import main
 from rxtone.config import check_recipe
 from rxtone.training.checkpoint import newest_checkpoint
-
-
-@pytest.fixture
-def rxtone(monkeypatch, capsys):
-    """Run a command in this process; returns exit code, standard output, standard error."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["rxtone", *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            main()
-        out, err = capsys.readouterr()
-        return caught.value.code or 0, out, err
-
-    return run
 
 
 @pytest.fixture
@@ -53,8 +38,8 @@ def test_help_is_quick_and_loads_nothing_heavy():
     assert "train" in done.stdout
 
 
-def test_train_prints_a_table_of_figures_and_where_the_run_is(rxtone, recipe_file, tmp_path):
-    code, out, err = rxtone("train", recipe_file, "--out", tmp_path / "run", "--set", "train.num_train_epochs=1")
+def test_train_prints_a_table_of_figures_and_where_the_run_is(call, recipe_file, tmp_path):
+    code, out, err = call("train", recipe_file, "--out", tmp_path / "run", "--set", "train.num_train_epochs=1")
     assert code == 0
     assert "this classifier" in out
     assert "majority" in out
@@ -65,53 +50,53 @@ def test_train_prints_a_table_of_figures_and_where_the_run_is(rxtone, recipe_fil
     assert "18 layers" in err
 
 
-def test_evaluate_prints_json_for_scripts(rxtone, tiny_run, tmp_path):
+def test_evaluate_prints_json_for_scripts(call, tiny_run, tmp_path):
     table = write_tiny_table(tmp_path / "new.csv", n=30, seed=44)
-    code, out, _ = rxtone("evaluate", tiny_run, table, "--json")
+    code, out, _ = call("evaluate", tiny_run, table, "--json")
     metrics = json.loads(out)
     assert (code, metrics["n"], metrics["split"], metrics["training_rows"]) == (0, 30, "test", 0)
     assert set(metrics["per_class"]) == {"positive", "neutral", "negative"}
     assert metrics["baselines"]["tfidf_fields"]["macro_f1"] > 0.5
 
 
-def test_an_adapter_without_its_records_is_not_said_to_be_tested(rxtone, tiny_run, tiny_table, tmp_path):
+def test_an_adapter_without_its_records_is_not_said_to_be_tested(call, tiny_run, tiny_table, tmp_path):
     alone = shutil.copytree(tiny_run / "adapter", tmp_path / "alone")
-    code, out, _ = rxtone("evaluate", alone, tiny_table, "--json")
+    code, out, _ = call("evaluate", alone, tiny_table, "--json")
     metrics = json.loads(out)
     assert (code, metrics["training_rows"]) == (0, None)
     assert metrics["split"] == "no record of the training reviews, so perhaps not a test"
 
 
-def test_evaluating_on_training_rows_is_never_called_a_test(rxtone, tiny_run, tiny_table):
-    code, out, _ = rxtone("evaluate", tiny_run, tiny_table)
+def test_evaluating_on_training_rows_is_never_called_a_test(call, tiny_run, tiny_table):
+    code, out, _ = call("evaluate", tiny_run, tiny_table)
     assert code == 0
     assert "includes training reviews, not a test" in out
     assert "204 of these rows were trained on" in out
 
 
-def test_baselines_are_unavailable_where_the_training_table_is_gone(rxtone, tiny_run, tmp_path):
+def test_baselines_are_unavailable_where_the_training_table_is_gone(call, tiny_run, tmp_path):
     table = write_tiny_table(tmp_path / "new.csv", n=30, seed=44)
-    _, out, _ = rxtone("evaluate", tiny_run / "adapter", table, "--json")
+    _, out, _ = call("evaluate", tiny_run / "adapter", table, "--json")
     assert "macro_f1" in json.loads(out)["baselines"]["majority"]
     import shutil
 
     alone = shutil.copytree(tiny_run / "adapter", tmp_path / "alone")
-    _, out, _ = rxtone("evaluate", alone, table, "--json")
+    _, out, _ = call("evaluate", alone, table, "--json")
     assert json.loads(out)["baselines"]["majority"]["unavailable"] == "the run's data.json is not beside the adapter"
 
 
-def test_generation_is_a_mode_that_counts_invalid_outputs(rxtone, tiny_run, tmp_path):
+def test_generation_is_a_mode_that_counts_invalid_outputs(call, tiny_run, tmp_path):
     table = write_tiny_table(tmp_path / "new.csv", n=9, seed=44)
-    code, out, _ = rxtone("evaluate", tiny_run, table, "--json", "--mode", "generate")
+    code, out, _ = call("evaluate", tiny_run, table, "--json", "--mode", "generate")
     metrics = json.loads(out)
     assert (code, metrics["mode"]) == (0, "generate")
     assert 0 <= metrics["invalid_rate"] <= 1
 
 
 @pytest.mark.parametrize("suffix", ["parquet", "csv", "tsv", "jsonl"])
-def test_predict_keeps_every_row_in_order(rxtone, tiny_run, tiny_table, tmp_path, suffix):
+def test_predict_keeps_every_row_in_order(call, tiny_run, tiny_table, tmp_path, suffix):
     output = tmp_path / f"out.{suffix}"
-    code, _, err = rxtone("predict", tiny_run, tiny_table, "-o", output)
+    code, _, err = call("predict", tiny_run, tiny_table, "-o", output)
     read = {"parquet": pl.read_parquet, "csv": pl.read_csv, "jsonl": pl.read_ndjson,
             "tsv": lambda path: pl.read_csv(path, separator="\t")}[suffix]  # fmt: skip
     frame = read(output)
@@ -123,13 +108,13 @@ def test_predict_keeps_every_row_in_order(rxtone, tiny_run, tiny_table, tmp_path
     assert set(frame["label"]) <= {"positive", "neutral", "negative"}
 
 
-def test_predict_a_text(rxtone, tiny_run):
-    code, out, _ = rxtone("predict", tiny_run, "--text", "great relief", "--json")
+def test_predict_a_text(call, tiny_run):
+    code, out, _ = call("predict", tiny_run, "--text", "great relief", "--json")
     (answer,) = json.loads(out)
     assert code == 0
     assert answer["score"] == answer["probabilities"][answer["label"]] == max(answer["probabilities"].values())
     assert sum(answer["probabilities"].values()) == pytest.approx(1, abs=1e-12)
-    _, out, _ = rxtone("predict", tiny_run, "--text", "great relief", "--text", "great " * 100)
+    _, out, _ = call("predict", tiny_run, "--text", "great relief", "--text", "great " * 100)
     first, second = out.splitlines()
     assert first.startswith(answer["label"] + "\tpositive ")
     assert second.endswith("\t(cut to fit the prompt)")
@@ -153,11 +138,11 @@ def test_predict_a_text(rxtone, tiny_run):
     ],
 )  # fmt: skip
 def test_mistakes_have_one_message_and_their_exit_code(
-    rxtone, tiny_run, tiny_table, tmp_path, monkeypatch, arguments, code, reason
+    call, tiny_run, tiny_table, tmp_path, monkeypatch, arguments, code, reason
 ):
     monkeypatch.chdir(tmp_path)
     filled = [str({"RUN": tiny_run, "TABLE": tiny_table}.get(argument, argument)) for argument in arguments]
-    got, out, err = rxtone(*filled)
+    got, out, err = call(*filled)
     assert (got, out) == (code, "")
     assert err.startswith("error: ")
     assert reason in err
@@ -175,11 +160,11 @@ BAD_TABLES = {
 
 
 @pytest.mark.parametrize("kind", BAD_TABLES)
-def test_a_bad_table_is_refused_with_exit_3_and_nothing_is_written(rxtone, recipe_file, tmp_path, kind):
+def test_a_bad_table_is_refused_with_exit_3_and_nothing_is_written(call, recipe_file, tmp_path, kind):
     content, reason = BAD_TABLES[kind]
     table = tmp_path / "bad.csv"
     table.write_text(content)
-    code, out, err = rxtone("train", recipe_file, "--set", f"data.train={table}", "--out", tmp_path / "run")
+    code, out, err = call("train", recipe_file, "--set", f"data.train={table}", "--out", tmp_path / "run")
     assert (code, out) == (3, "")
     assert "bad.csv" in err
     assert reason in err
@@ -187,14 +172,14 @@ def test_a_bad_table_is_refused_with_exit_3_and_nothing_is_written(rxtone, recip
 
 
 @pytest.mark.parametrize("rule", ["{a: '>=7', b: '>=6', c: '<=5'}", "{a: '>=7', b: '<=4'}"])
-def test_an_overlapping_or_gapped_rule_is_refused_with_exit_2(rxtone, recipe_file, tmp_path, rule):
-    code, _, err = rxtone("train", recipe_file, "--set", f"data.label.rule={rule}", "--out", tmp_path / "run")
+def test_an_overlapping_or_gapped_rule_is_refused_with_exit_2(call, recipe_file, tmp_path, rule):
+    code, _, err = call("train", recipe_file, "--set", f"data.label.rule={rule}", "--out", tmp_path / "run")
     assert code == 2
     assert "Traceback" not in err
 
 
-def test_config_commands_print_what_they_promise(rxtone):
-    assert rxtone("config", "list")[1].split() == [
+def test_config_commands_print_what_they_promise(call):
+    assert call("config", "list")[1].split() == [
         "demo",
         "druglib",
         "druglib-aspects",
@@ -203,8 +188,8 @@ def test_config_commands_print_what_they_promise(rxtone):
         "laptop",
         "t4",
     ]
-    assert yaml.safe_load(rxtone("config", "show", "laptop", "--set", "lora.r=4")[1])["lora"]["r"] == 4
-    assert "properties" in json.loads(rxtone("config", "schema")[1])
+    assert yaml.safe_load(call("config", "show", "laptop", "--set", "lora.r=4")[1])["lora"]["r"] == 4
+    assert "properties" in json.loads(call("config", "schema")[1])
 
 
 def started(recipe_file, out, *options):
@@ -244,20 +229,20 @@ def test_a_second_signal_stops_at_once_and_a_whole_state_stays(tmp_path, recipe_
     assert newest_checkpoint(tmp_path / "run" / "checkpoints") is not None
 
 
-def test_an_unforeseen_error_shows_the_way_and_no_data(rxtone, monkeypatch, tiny_run):
+def test_an_unforeseen_error_shows_the_way_and_no_data(call, monkeypatch, tiny_run):
     def broken(*_, **__):
         raise KeyError("zebrafish quokka")
 
     monkeypatch.setattr("rxtone.cli_work._predict_texts", broken)
-    code, _, err = rxtone("predict", tiny_run, "--text", "zebrafish quokka")
+    code, _, err = call("predict", tiny_run, "--text", "zebrafish quokka")
     assert code == 1
     assert "test_cli.py" in err
     assert "error: KeyError inside rxtone, id " in err
     assert "quokka" not in err
 
 
-def test_train_logs_json_where_it_is_asked_to(rxtone, recipe_file, tmp_path):
-    code, _, err = rxtone(
+def test_train_logs_json_where_it_is_asked_to(call, recipe_file, tmp_path):
+    code, _, err = call(
         "train", recipe_file, "--out", tmp_path / "run", "--set", "train.max_steps=2", "--log-json",
         "--set", "evaluation.enabled=false",
     )  # fmt: skip
@@ -269,12 +254,12 @@ def test_train_logs_json_where_it_is_asked_to(rxtone, recipe_file, tmp_path):
     assert (lines[2]["level"], lines[2]["step"], lines[2]["reviews"]) == ("info", 1, 8)
 
 
-def test_compare_tells_two_runs_apart(rxtone, tiny_run, tiny_base, tiny_table, tmp_path):
+def test_compare_tells_two_runs_apart(call, tiny_run, tiny_base, tiny_table, tmp_path):
     api.train(
         check_recipe(tiny_values(tiny_base, tiny_table) | {"train": {"max_steps": 1}}, "weak"), out=tmp_path / "weak"
     )
     table = write_tiny_table(tmp_path / "new.csv", n=60, seed=44)
-    code, out, _ = rxtone("compare", tiny_run, tmp_path / "weak", "--on", table, "--out", tmp_path / "page")
+    code, out, _ = call("compare", tiny_run, tmp_path / "weak", "--on", table, "--out", tmp_path / "page")
     assert code == 0
     assert "macro-F1" in out
     assert "weak" in out
@@ -283,14 +268,14 @@ def test_compare_tells_two_runs_apart(rxtone, tiny_run, tiny_base, tiny_table, t
     comparison = json.loads((tmp_path / "page" / "comparison.json").read_text())
     assert comparison["runs"][str(tiny_run)]["macro_f1"] > comparison["runs"][str(tmp_path / "weak")]["macro_f1"]
     assert comparison["notes"] == []
-    assert rxtone("compare", tiny_run, tiny_run, "--on", table)[0] == 2
-    seen = rxtone("compare", tiny_run, tmp_path / "weak", "--on", tiny_table)[2]
+    assert call("compare", tiny_run, tiny_run, "--on", table)[0] == 2
+    seen = call("compare", tiny_run, tmp_path / "weak", "--on", tiny_table)[2]
     assert f"{tiny_run} was trained on 204 of these 240 reviews: no test of it." in seen
 
 
-def test_drift_is_seen_and_its_absence_too(rxtone, tiny_run, tmp_path):
+def test_drift_is_seen_and_its_absence_too(call, tiny_run, tmp_path):
     same = write_tiny_table(tmp_path / "same.csv", n=60, seed=44)
-    code, out, _ = rxtone("drift", tiny_run, same, "--json")
+    code, out, _ = call("drift", tiny_run, same, "--json")
     assert (code, json.loads(out)["drifted"]) == (0, False)
     other = tmp_path / "other.csv"
     lines = same.read_text().splitlines()
@@ -298,30 +283,30 @@ def test_drift_is_seen_and_its_absence_too(rxtone, tiny_run, tmp_path):
     other.write_text(
         other.read_text() + "\n".join(f"2,the pill was {word},awful useless pain" for word in ["awful"] * 40) + "\n"
     )
-    assert json.loads(rxtone("drift", tiny_run, other, "--json")[1])["drifted"]
+    assert json.loads(call("drift", tiny_run, other, "--json")[1])["drifted"]
 
 
-def test_the_audit_names_what_is_wrong_with_a_table(rxtone, recipe_file, tiny_table, tmp_path):
+def test_the_audit_names_what_is_wrong_with_a_table(call, recipe_file, tiny_table, tmp_path):
     lines = tiny_table.read_text().splitlines()
     table = tmp_path / "repeats.csv"
     table.write_text("\n".join([*lines, lines[1].upper()]) + "\n")
-    code, out, _ = rxtone("data", "audit", recipe_file, "--set", f"data.train={table}", "--json")
+    code, out, _ = call("data", "audit", recipe_file, "--set", f"data.train={table}", "--json")
     audit = json.loads(out)
     assert code == 0
     assert audit["parts"]["train"]["rows"] == 241
     assert len(audit["parts"]["train"]["exact_repeats"]) == 1
 
 
-def test_an_export_answers_like_its_run(rxtone, tiny_run, tiny_table, tmp_path):
-    code, out, _ = rxtone("export", tiny_run, "--format", "merged", "-o", tmp_path / "merged", "--canaries", tiny_table)
+def test_an_export_answers_like_its_run(call, tiny_run, tiny_table, tmp_path):
+    code, out, _ = call("export", tiny_run, "--format", "merged", "-o", tmp_path / "merged", "--canaries", tiny_table)
     assert (code, json.loads(out)["flipped_labels"]) == (0, 0)
-    answers = [rxtone("predict", run, "--text", "great relief", "--json")[1] for run in (tiny_run, tmp_path / "merged")]
+    answers = [call("predict", run, "--text", "great relief", "--json")[1] for run in (tiny_run, tmp_path / "merged")]
     first, second = (json.loads(answer)[0]["probabilities"] for answer in answers)
     assert first == pytest.approx(second, abs=1e-5)
 
 
-def test_a_dry_push_shows_what_would_go(rxtone, tiny_run):
-    code, out, err = rxtone("push", tiny_run, "org/name", "--dry-run")
+def test_a_dry_push_shows_what_would_go(call, tiny_run):
+    code, out, err = call("push", tiny_run, "org/name", "--dry-run")
     assert code == 0
     assert "adapter_model.safetensors" in out
     assert "not on the hub" in err

@@ -1,39 +1,25 @@
 import json
-import sys
 
 import pytest
 
-from rxtone.cli import main
 from rxtone.cli_explain import review_of
 from rxtone.errors import RecipeError
 
 
-@pytest.fixture
-def rxtone(monkeypatch, capsys):
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["rxtone", *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            main()
-        out, err = capsys.readouterr()
-        return caught.value.code or 0, out, err
-
-    return run
-
-
-def test_explain_prints_fields_words_and_json(rxtone, tiny_run):
+def test_explain_prints_fields_words_and_json(call, tiny_run):
     fields = ("--field", "Benefits=the pill was awful", "--field", "Side Effects=pain = none")
-    code, out, _ = rxtone("explain", tiny_run, *fields)
+    code, out, _ = call("explain", tiny_run, *fields)
     assert code == 0
     assert out.startswith("negative  probability 0.")
     assert "Benefits: the pill was awful" in out
     assert "strongest: “awful” +" in out
-    found = json.loads(rxtone("explain", tiny_run, *fields, "--json")[1])
+    found = json.loads(call("explain", tiny_run, *fields, "--json")[1])
     assert found["label"] == "negative"
     assert [part["text"] for part in found["parts"]] == ["the", "pill", "was", "awful", "pain", "=", "none"]
-    assert json.loads(rxtone("explain", tiny_run, "--text", "great", "--label", "neutral", "--json")[1])["fields"] == {}
+    assert json.loads(call("explain", tiny_run, "--text", "great", "--label", "neutral", "--json")[1])["fields"] == {}
 
 
-def test_mistakes_have_their_exit_code(rxtone, tiny_run):
+def test_mistakes_have_their_exit_code(call, tiny_run):
     for arguments, code, reason in (
         ((), 2, "give either --text TEXT or --field NAME=TEXT"),
         (("--text", "a", "--field", "Benefits=b"), 2, "give either"),
@@ -41,7 +27,7 @@ def test_mistakes_have_their_exit_code(rxtone, tiny_run):
         (("--field", "Mood=b"), 3, "expected a review with fields among Benefits, Side Effects, got 'Mood'"),
         (("--text", "a", "--label", "x"), 3, "got 'x'"),
     ):
-        got, out, err = rxtone("explain", tiny_run, *arguments)
+        got, out, err = call("explain", tiny_run, *arguments)
         assert (got, out) == (code, "")
         assert reason in err
 

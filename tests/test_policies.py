@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 
 import numpy as np
 import polars as pl
@@ -10,21 +9,8 @@ import pytest
 from tiny import write_tiny_table
 
 import rxtone
-from rxtone.cli import main
 from rxtone.errors import ModelError
 from rxtone.stats.abstention import precision_threshold
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["rxtone", *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            main()
-        out, err = capsys.readouterr()
-        return caught.value.code or 0, out, err
-
-    return call
 
 
 @pytest.fixture(scope="module")
@@ -87,31 +73,31 @@ def test_without_the_scores_there_is_one_clear_error(tiny_run, tmp_path):
         rxtone.load(bare)
 
 
-def test_predict_marks_and_names(run, tiny_run, new_table, tmp_path):
-    code, out, err = run("predict", tiny_run, "--text", "great relief", "--coverage", "1", "--json")
+def test_predict_marks_and_names(call, tiny_run, new_table, tmp_path):
+    code, out, err = call("predict", tiny_run, "--text", "great relief", "--coverage", "1", "--json")
     assert (code, json.loads(out)[0]["label_set"], err) == (0, ["positive", "neutral", "negative"], "")
-    assert "label_set" not in json.loads(run("predict", tiny_run, "--text", "great", "--json")[1])[0]
-    _, out, err = run("predict", tiny_run, "--text", "none", "--target-precision", "0.95", "--coverage", "0.9")
+    assert "label_set" not in json.loads(call("predict", tiny_run, "--text", "great", "--json")[1])[0]
+    _, out, err = call("predict", tiny_run, "--text", "none", "--target-precision", "0.95", "--coverage", "0.9")
     assert "of the validation rows are answered" in err
     assert "\tamong " in out
     output = tmp_path / "out.parquet"
-    code, _, _ = run("predict", tiny_run, new_table, "-o", output, "--coverage", "0.9", "--target-precision", "0.9")
+    code, _, _ = call("predict", tiny_run, new_table, "-o", output, "--coverage", "0.9", "--target-precision", "0.9")
     frame = pl.read_parquet(output)
     assert code == 0
     assert frame.columns[-1] == "label_set"
     assert all(label in names.split("|") for label, names in frame.select("label", "label_set").iter_rows())
 
 
-def test_a_job_with_sets_is_another_job_than_one_without(run, tiny_run, new_table, tmp_path):
-    run("predict", tiny_run, new_table, "-o", tmp_path / "a.csv")
-    run("predict", tiny_run, new_table, "-o", tmp_path / "b.csv", "--coverage", "0.9")
+def test_a_job_with_sets_is_another_job_than_one_without(call, tiny_run, new_table, tmp_path):
+    call("predict", tiny_run, new_table, "-o", tmp_path / "a.csv")
+    call("predict", tiny_run, new_table, "-o", tmp_path / "b.csv", "--coverage", "0.9")
     columns = [pl.read_csv(tmp_path / name).columns for name in ("a.csv", "b.csv")]
     assert columns[1] == [*columns[0], "label_set"]
 
 
-def test_evaluate_counts_and_judges_what_is_withheld(run, tiny_run, new_table):
+def test_evaluate_counts_and_judges_what_is_withheld(call, tiny_run, new_table):
     arguments = ("evaluate", tiny_run, new_table, "--target-precision", "0.99", "--coverage", "0.8")
-    code, out, err = run(*arguments, "--json")
+    code, out, err = call(*arguments, "--json")
     metrics = json.loads(out)
     held = metrics["abstention"]
     assert code == 0
@@ -119,7 +105,7 @@ def test_evaluate_counts_and_judges_what_is_withheld(run, tiny_run, new_table):
     assert held["precision"] is None or held["precision_ci"][0] <= held["precision"] <= held["precision_ci"][1]
     assert metrics["conformal"]["level"] == 0.8
     assert "validation rows" in err
-    _, out, _ = run(*arguments)
+    _, out, _ = call(*arguments)
     assert f"{held['n_abstained']} withheld" in out
     assert "label sets that promise 80%: hold the true label" in out
 
@@ -133,13 +119,13 @@ def test_a_target_out_of_reach_withholds_everything(classifier):
     assert all(prediction.abstained for prediction in tuned.predict(["great", "awful"]))
 
 
-def test_two_bounds_are_one_too_many(run, tiny_run):
-    code, _, err = run("predict", tiny_run, "--text", "x", "--min-confidence", "0.5", "--target-precision", "0.9")
+def test_two_bounds_are_one_too_many(call, tiny_run):
+    code, _, err = call("predict", tiny_run, "--text", "x", "--min-confidence", "0.5", "--target-precision", "0.9")
     assert code == 2
     assert "give either --min-confidence or --target-precision" in err
 
 
-def test_an_export_carries_the_scores(run, tiny_run, tiny_table, tmp_path):
-    run("export", tiny_run, "--format", "merged", "-o", tmp_path / "merged", "--canaries", tiny_table)
+def test_an_export_carries_the_scores(call, tiny_run, tiny_table, tmp_path):
+    call("export", tiny_run, "--format", "merged", "-o", tmp_path / "merged", "--canaries", tiny_table)
     before, after = (rxtone.load(path).with_target_precision(0.9)[1] for path in (tiny_run, tmp_path / "merged"))
     assert before == after

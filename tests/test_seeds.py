@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 
 import numpy as np
 import pytest
@@ -10,7 +9,6 @@ from tiny import tiny_values
 
 import rxtone
 from rxtone import seeds
-from rxtone.cli import main
 from rxtone.config import check_recipe
 from rxtone.errors import ModelError, RecipeError, RunError
 from rxtone.stats.significance import seed_gain_over
@@ -25,18 +23,6 @@ def parent(tiny_base, tiny_table, tmp_path_factory):
     assert [event.seed for event in events if isinstance(event, seeds.SeedStarted)] == [7, 8, 9]
     assert isinstance(events[-1], seeds.SeedsDone)
     return out
-
-
-@pytest.fixture
-def call(monkeypatch, capsys):
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["rxtone", *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            main()
-        out, err = capsys.readouterr()
-        return caught.value.code or 0, out, err
-
-    return run
 
 
 def test_all_seeds_share_the_split_and_differ_in_weights(parent):

@@ -1,14 +1,12 @@
 """The pages of the audit and of drift: everything escaped, nothing that runs, the figures of the JSON."""
 
 import json
-import sys
 from html.parser import HTMLParser
 
 import pytest
 from tiny import tiny_values, write_tiny_table
 
 from rxtone.auditing import audit_recipe
-from rxtone.cli import main
 from rxtone.config import check_recipe
 from rxtone.evaluation.pages import render_audit, render_drift
 
@@ -29,18 +27,6 @@ class Page(HTMLParser):
 
     def handle_data(self, data):
         self.text += data
-
-
-@pytest.fixture
-def call(monkeypatch, capsys):
-    def go(*arguments):
-        monkeypatch.setattr(sys, "argv", ["rxtone", *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            main()
-        out, err = capsys.readouterr()
-        return caught.value.code or 0, out, err
-
-    return go
 
 
 def inert(html: str) -> Page:
