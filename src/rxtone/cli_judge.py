@@ -22,7 +22,7 @@ from rxtone.cli_options import (
     load_classifier,
     print_metrics,
 )
-from rxtone.errors import RecipeError
+from rxtone.errors import GateError, RecipeError
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print all figures as JSON.")]
 
@@ -36,6 +36,9 @@ def evaluate(
     min_confidence: ConfidenceOption = None,
     target_precision: TargetOption = None,
     coverage: CoverageOption = None,
+    min_macro_f1: Annotated[
+        float | None, typer.Option(min=0.0, max=1.0, help="Print the figures, then exit 4 if macro-F1 is below this.")
+    ] = None,
     base: BaseOption = None,
     recipe: RecipeOption = None,
     precision: PrecisionOption = None,
@@ -54,6 +57,12 @@ def evaluate(
         print(json.dumps(evaluation.metrics, indent=2, allow_nan=False))
     else:
         print_metrics(evaluation.metrics)
+    if min_macro_f1 is not None and evaluation.metrics["macro_f1"] < min_macro_f1:
+        msg = (
+            f"macro-F1 {evaluation.metrics['macro_f1']:.4f} on {evaluation.metrics['n']} reviews is below "
+            f"--min-macro-f1 {min_macro_f1}"
+        )
+        raise GateError(msg)
 
 
 def compare(

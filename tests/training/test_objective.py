@@ -62,6 +62,10 @@ def test_balanced_weights_are_those_of_scikit_learn():
     np.testing.assert_allclose(class_weight_vector("balanced", classes, ["a", "b", "c"]), expected, rtol=1e-6)
 
 
+def test_a_class_without_reviews_weighs_nothing():
+    assert class_weight_vector("balanced", np.array([0, 0, 2]), ["a", "b", "c"]).tolist() == [0.5, 0.0, 1.0]
+
+
 def test_given_weights_stand_in_the_order_of_the_labels():
     labels = ["a", "b"]
     assert class_weight_vector({"b": 2.0, "a": 1.0}, np.array([0]), labels).tolist() == [1.0, 2.0]

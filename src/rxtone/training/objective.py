@@ -155,5 +155,6 @@ def class_weight_vector(
         return np.ones(len(labels), dtype=np.float32)
     if isinstance(spec, str):
         counts = np.bincount(classes, minlength=len(labels))
-        return (len(classes) / (len(labels) * counts)).astype(np.float32)
+        # A class without reviews, as in the few steps of `doctor`, weighs nothing.
+        return np.where(counts > 0, len(classes) / (len(labels) * np.maximum(counts, 1)), 0.0).astype(np.float32)
     return np.array([spec[label] for label in labels], dtype=np.float32)

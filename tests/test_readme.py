@@ -1,0 +1,152 @@
+"""README keeps its word: the tree is true, links and pictures are there, every command runs or at least parses."""
+
+import fnmatch
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import polars as pl
+import pytest
+import typer
+
+from rxtone.cli import app, main
+from rxtone.config import cache_dir
+from rxtone.data.tables import read_table
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text("utf-8")
+PACKAGE = ROOT / "src" / "rxtone"
+UNNAMED = {"__init__.py", "__main__.py", "py.typed", "__pycache__"}
+OTHERS = {"pip", "make"}
+"""Commands that are not rxtone's; docs/walk.md shows them at work."""
+NOT_RUN = {"demo", "serve", "druglib-aspects"}
+"""Takes minutes, never ends, and trains three adapters: parsed here, run in tests/test_bundled.py, tests/serving and
+tests/test_aspects.py."""
+FEW = [
+    "train.max_steps=1",
+    *(f"evaluation.{name}=false" for name in ("reload_check", "baselines", "zero_shot", "behaviour")),
+]
+BRIEF = [word for override in FEW for word in ("--set", override)]
+SMALL = {
+    "train": BRIEF,
+    "doctor": BRIEF,
+    "sweep": [*BRIEF, "--trials", "1", "--top", "1", "--folds", "2", "--seeds", "1"],
+}
+"""What is added here so that a command takes seconds."""
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.M | re.S)
+
+
+def commands() -> list[list[str]]:
+    lines = [shlex.split(line, comments=True) for block in blocks("sh") for line in block.splitlines()]
+    return [line for line in lines if line]
+
+
+def tree() -> list[tuple[str, str]]:
+    """(names, what) of each entry of the tree; indented ones lie in src/rxtone."""
+    text = README[README.index("## The tree") :]
+    lines = re.search(r"```\n(.*?)```", text, re.S)[1].splitlines()
+    entries = [line for line in lines if re.match(r" {0,2}\S", line)]
+    return [(re.split(r"  +", line.strip())[0], line) for line in entries]
+
+
+def named_in_tree(*, inside: bool) -> list[str]:
+    rows = [names for names, line in tree() if line.startswith("  ") == inside]
+    found = [name.rstrip("/") for names in rows for name in names.split(", ")]
+    if inside:  # a line may tell of a second file: "explain.py  ...; explain_views.py shows it"
+        found += [more for _, line in tree() for more in re.findall(r"; (\w+\.py)", line)]
+    return found
+
+
+def test_every_entry_of_the_tree_is_there():
+    inside, outside = named_in_tree(inside=True), named_in_tree(inside=False)
+    assert len(inside) > 30
+    for name in inside:
+        assert list(PACKAGE.glob(name)), name
+    for name in outside:
+        assert (ROOT / name).is_dir(), name
+
+
+def test_every_module_and_folder_is_in_the_tree():
+    patterns = named_in_tree(inside=True)
+    missing = [
+        path.name for path in PACKAGE.iterdir()
+        if path.name not in UNNAMED and not any(fnmatch.fnmatch(path.name, pattern) for pattern in patterns)
+    ]  # fmt: skip
+    assert missing == []
+    kept = {path.name for path in ROOT.iterdir() if (path / ".").is_dir() and list(path.glob("*.*"))}
+    shown = {name.split("/")[0] for name in named_in_tree(inside=False)}
+    assert {name for name in kept if name in {"benchmarks", "deploy", "docs", "examples", "pretraining"}} <= shown
+
+
+def test_links_lead_somewhere_and_pictures_are_small_and_described():
+    links = re.findall(r"\]\(([^)]+)\)", README)
+    assert len(links) > 10
+    for link in links:
+        assert link.startswith("https://") or (ROOT / link).exists(), link
+    pictures = re.findall(r"!\[([^\]]*)\]\(([^)]+)\)", README)
+    assert [path for _, path in pictures] == ["docs/images/report.png", "docs/images/page.png"]
+    for described, path in pictures:
+        assert len(described) > 40
+        assert (ROOT / path).stat().st_size < 150_000
+
+
+def test_it_is_short():
+    assert len(README.splitlines()) < 170
+
+
+def test_other_commands_are_those_of_the_walk():
+    assert {command[0] for command in commands()} == {"rxtone", *OTHERS}
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    for command in commands():
+        if command[0] == "make":
+            assert f"\n{command[1]}:" in makefile
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if c[0] == "rxtone"], ids=" ".join)
+def test_every_command_parses(command):
+    parser = typer.main.get_command(app)
+    words = command[1:]
+    while hasattr(parser, "commands"):
+        parser, words = parser.commands[words[0]], words[1:]
+    parser.make_context(command[1], words)
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch) -> Path:
+    """A working folder with the tables that README names, out of the bundled sample."""
+    monkeypatch.chdir(tmp_path)
+    train, test = (read_table(f"sample:{split}", cache_dir()).frame for split in ("train", "test"))
+    for name, frame in (("reviews", train.head(240)), ("more-reviews", test.head(60)), ("new", test.head(20))):
+        frame.write_csv(tmp_path / f"{name}.csv")
+    test.tail(60).write_csv(tmp_path / "new-reviews.csv")
+    return tmp_path
+
+
+def test_every_command_and_the_python_run(place, tiny_base, monkeypatch, capsys):
+    """In order, on the tiny base, with a step each; the seeds are two."""
+    own = ["--set", f"model.base={tiny_base}", "--set", "data.train=reviews.csv", "--set", "data.test=null"]
+    ran = []
+    for command in (c for c in commands() if c[0] == "rxtone" and not NOT_RUN & set(c)):
+        words = ["2" if before == "--seeds" else word for before, word in zip(["", *command], command, strict=False)]
+        if words[1] in SMALL:
+            words += [*own, *SMALL[words[1]]]
+        monkeypatch.setattr(sys, "argv", words)
+        with pytest.raises(SystemExit) as caught:
+            main()
+        said = capsys.readouterr()
+        assert (caught.value.code or 0) == 0, (words, said.err)
+        ran.append(words[1])
+    assert set(ran) == {
+        "predict", "config", "doctor", "data", "train", "evaluate", "explain", "export", "sweep", "compare", "drift",
+    }  # fmt: skip
+    assert pl.read_parquet(place / "out.parquet").height == 20
+    for left in ("runs/first/evaluation/report.html", "exported/model.onnx", "comparison/comparison.html"):
+        assert (place / left).is_file(), left
+    (block,) = blocks("python")
+    names: dict = {}
+    exec(block.replace('"model.base=bundled"', ", ".join(map(repr, [f"model.base={tiny_base}", *FEW]))), names)
+    assert names["classifier"].labels == ("positive", "neutral", "negative")
