@@ -17,7 +17,7 @@ $(SETUP): pyproject.toml constraints.txt
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,tensorboard,serve,export,pretraining]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,docs,tensorboard,serve,export,pretraining]'
 	touch $(SETUP)
 
 lint: setup
@@ -70,7 +70,6 @@ demo: setup
 # The documentation, without a network: open docs/_build/html/index.html. Any warning fails, a broken link or a page
 # that no other names among them.
 docs: setup
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	$(BIN)/sphinx-build -E -W -n --keep-going -q -b html docs docs/_build/html
 
 # Full-size quality: both recipes, 5 seeds, the official split; fills docs/quality.md. Needs the hub, or BASE=bundled.

@@ -37,6 +37,7 @@ nb_execution_mode = "off"  # notebooks are stored with their outputs; tests run 
 html_theme = "furo"
 html_title = f"rxtone {release}"
 html_copy_source = False
+html_show_search_summary = False  # a page opened from a folder may not fetch others to quote them
 html_show_sphinx = False
 html_static_path = ["_static"]
 html_css_files = ["site.css"]

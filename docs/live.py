@@ -52,7 +52,7 @@ def cli() -> str:
         usage = " ".join([call, *map(_argument, arguments), *["[OPTIONS]"] * bool(options)])
         parts.append(f"## {call}\n\n{command.help}\n\n```text\n{usage}\n```\n")
         if rows:
-            parts.append("| | |\n|---|---|\n" + "\n".join(rows) + "\n")
+            parts.append("| argument or option | meaning |\n|---|---|\n" + "\n".join(rows) + "\n")
     return "\n".join(parts)
 
 
