@@ -25,6 +25,7 @@ nitpicky = True
 # Other projects' names would need their inventories from the network; what is not public has no page.
 nitpick_ignore_regex = [(r"py:.*", r"(?!rxtone\.\w+$).*")]
 default_role = "code"
+smartquotes = False  # dashes of options and dots of placeholders stay what is typed
 
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"

@@ -151,13 +151,14 @@ def _option(parameter: Any) -> str:
     if parameter.is_flag:
         return ", ".join(f"`{one}`" for one in (*parameter.opts, *parameter.secondary_opts))
     value = parameter.metavar or parameter.name.upper()
-    dots = " ..." if parameter.multiple else ""
-    return ", ".join(f"`{one}`" for one in parameter.opts) + f" `{value}`{dots}"
+    return ", ".join(f"`{one}`" for one in parameter.opts) + f" `{value}`"
 
 
 def _default(parameter: Any) -> str:
     if parameter.required:
         return " Required."
+    if parameter.multiple:
+        return " May be repeated."
     if parameter.default is None or (parameter.is_flag and not parameter.secondary_opts):
         return ""
     value = parameter.opts[0] if parameter.is_flag and parameter.default else parameter.default
