@@ -6,6 +6,9 @@ import re
 import sys
 from pathlib import Path
 
+from docutils import nodes
+from docutils.utils.math.latex2mathml import tex2mathml
+
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
@@ -31,11 +34,13 @@ autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 napoleon_numpy_docstring = False
 
-myst_enable_extensions = ["deflist"]
+myst_enable_extensions = ["deflist", "dollarmath"]
+myst_dmath_allow_digits = False  # a price is no formula
 myst_heading_anchors = 4
 nb_execution_mode = "off"  # notebooks are stored with their outputs; tests run them
 
 html_theme = "furo"
+html_math_renderer = "mathml"  # browsers draw it themselves; MathJax would come from the network
 html_title = f"rxtone {release}"
 html_copy_source = False
 html_show_search_summary = False  # a page opened from a folder may not fetch others to quote them
@@ -47,6 +52,7 @@ html_css_files = ["site.css"]
 def setup(app):  # noqa: ANN001, ANN201, D103  # Sphinx's hook
     app.connect("source-read", _read)
     app.connect("missing-reference", _public)
+    app.add_html_math_renderer("mathml", (_math, None), (_math, None))
 
 
 def _read(app, name, source):  # noqa: ANN001, ANN202
@@ -62,3 +68,8 @@ def _public(app, env, node, content):  # noqa: ANN001, ANN202
     if name not in rxtone.__all__:
         return None
     return env.get_domain("py").resolve_xref(env, node["refdoc"], app.builder, "obj", f"rxtone.{name}", node, content)
+
+
+def _math(translator, node):  # noqa: ANN001, ANN202
+    translator.body.append(tex2mathml(node.astext(), as_block=isinstance(node, nodes.math_block)))
+    raise nodes.SkipNode
