@@ -8,7 +8,7 @@ BASE ?= google/flan-t5-base
 RECIPE ?= druglib
 OUT ?= runs/$(RECIPE)
 
-.PHONY: setup test test-extras torture lock browser lint types imports train demo bench reproduce clean
+.PHONY: setup test test-extras torture lock browser lint types imports train demo docs bench reproduce clean
 
 setup: $(SETUP)
 
@@ -17,12 +17,12 @@ $(SETUP): pyproject.toml constraints.txt
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,tensorboard,serve,export,pretraining]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,docs,tensorboard,serve,export,pretraining]'
 	touch $(SETUP)
 
 lint: setup
-	$(BIN)/ruff format --check src tests benchmarks pretraining
-	$(BIN)/ruff check src tests benchmarks pretraining
+	$(BIN)/ruff format --check src tests benchmarks pretraining docs/*.py
+	$(BIN)/ruff check src tests benchmarks pretraining docs/*.py
 	$(BIN)/pydoclint --quiet src
 
 types: setup
@@ -67,6 +67,11 @@ demo: setup
 	rm -rf runs/demo
 	$(BIN)/rxtone demo --out runs/demo
 
+# The documentation, without a network: open docs/_build/html/index.html. Any warning fails, a broken link or a page
+# that no other names among them.
+docs: setup
+	$(BIN)/sphinx-build -E -W -n --keep-going -q -b html docs docs/_build/html
+
 # Full-size quality: both recipes, 5 seeds, the official split; fills docs/quality.md. Needs the hub, or BASE=bundled.
 reproduce: setup
 	$(BIN)/python -m benchmarks.reproduce --base $(BASE)
@@ -78,4 +83,4 @@ bench: setup
 	$(BIN)/python -m benchmarks --window $(WINDOW)
 
 clean:
-	rm -rf $(VENV) .venv-extras .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf docs/_build $(VENV) .venv-extras .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

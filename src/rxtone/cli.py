@@ -148,7 +148,9 @@ def config_list() -> None:
 
 
 @config_app.command("show")
-def config_show(recipe: Annotated[str, typer.Argument()], overrides: SetOption = None) -> None:
+def config_show(
+    recipe: Annotated[str, typer.Argument(help="A shipped recipe or a YAML file.")], overrides: SetOption = None
+) -> None:
     """Print a recipe with every default written out."""
     from rxtone.config import dump_recipe, load_recipe
 

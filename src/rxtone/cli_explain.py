@@ -16,7 +16,7 @@ def explain(
     run: RunArgument,
     text: Annotated[str | None, typer.Option("--text", help="A review as free text.")] = None,
     field: Annotated[
-        list[str] | None, typer.Option("--field", metavar="NAME=TEXT", help="One field of a review; repeatable.")
+        list[str] | None, typer.Option("--field", metavar="NAME=TEXT", help="One field of a review.")
     ] = None,
     label: Annotated[str | None, typer.Option("--label", help="Explain this label instead of the answer.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,

@@ -4,6 +4,7 @@ import shutil
 import pytest
 import torch
 from tiny import write_tiny_base
+from transformers import MT5Config, MT5ForConditionalGeneration, T5ForConditionalGeneration
 
 from rxtone.errors import ModelError, RecipeError
 from rxtone.model.base import (
@@ -15,6 +16,7 @@ from rxtone.model.base import (
     native_bf16,
     resolve_precision,
 )
+from rxtone.model.engine import Engine
 
 CPU = torch.device("cpu")
 
@@ -116,3 +118,20 @@ def test_a_precision_that_does_not_exist_is_named():
 
     with pytest.raises(RecipeError, match="expected auto, fp32, bf16, fp16, got 'os'"):
         resolve_precision("os", torch.device("cpu"))
+
+
+def test_mt5_is_read_as_the_t5_that_it_is(tmp_path):
+    folder = write_tiny_base(tmp_path / "mt5")
+    shape = T5ForConditionalGeneration.from_pretrained(folder).config
+    names = ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads", "relative_attention_num_buckets")
+    torch.manual_seed(1)
+    reference = MT5ForConditionalGeneration(MT5Config(**{name: getattr(shape, name) for name in names})).eval()
+    reference.save_pretrained(folder)
+    assert json.loads((folder / "config.json").read_text())["model_type"] == "mt5"
+    base = load_base(str(folder), precision="fp32", device=CPU)
+    ids = torch.tensor([[5, 9, 12, 1]])
+    found = base.model(input_ids=ids, decoder_input_ids=ids[:, :2]).logits
+    expected = reference(input_ids=ids, decoder_input_ids=ids[:, :2]).logits
+    assert expected.std() > 0.01
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert isinstance(Engine.plan(base.model), Engine)

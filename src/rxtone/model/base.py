@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from huggingface_hub import try_to_load_from_cache
 from tokenizers import Tokenizer
-from transformers import AutoConfig, AutoTokenizer, T5Config, T5ForConditionalGeneration
+from transformers import AutoConfig, AutoTokenizer, MT5Config, T5Config, T5ForConditionalGeneration
 from transformers.utils import logging as transformers_logging
 
 from rxtone import config as settings
@@ -143,9 +143,9 @@ def load_base(
         from rxtone.model.quantised import load_quantised  # an extra
 
         identity = identify(name, revision)
-        model = load_quantised(
-            name, str(_folder(name) or name), identity.revision, precision, device, local=_is_local(name)
-        )
+        source = str(_folder(name) or name)
+        config = _read_config(source, identity.revision, name)
+        model = load_quantised(name, source, config, identity.revision, precision, device, local=_is_local(name))
         return Base(model, load_tokenizer(name, identity.revision), identity, precision)
     precision = resolve_precision(precision, device)
     if precision == "fp16" and device.type == "cpu":
@@ -154,11 +154,12 @@ def load_base(
     identity = identify(name, revision)
     source = str(_folder(name) or name)
     revision = identity.revision
+    config = _read_config(source, revision, name)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             model = T5ForConditionalGeneration.from_pretrained(
-                source, revision=revision or "main", dtype=DTYPES[precision], use_safetensors=True,
+                source, config=config, revision=revision or "main", dtype=DTYPES[precision], use_safetensors=True,
                 local_files_only=_is_local(name),
             )  # fmt: skip
     except Exception as error:  # many types reach us here, down to safetensors' own and urllib's
@@ -292,9 +293,12 @@ def _read_config(source: str, revision: str | None, name: str) -> T5Config:
         config = AutoConfig.from_pretrained(source, revision=revision or "main", local_files_only=_is_local(name))
     except Exception as error:
         raise ModelError(_load_message(name, error, part="config")) from error
+    if isinstance(config, MT5Config):
+        # The same network under another name, but for one thing: mT5 never scales the outputs of its decoder.
+        config = T5Config.from_dict(config.to_dict() | {"model_type": "t5", "tie_word_embeddings": False})
     if not isinstance(config, T5Config):
         msg = (
-            f"base {name}: expected a T5-family encoder-decoder (t5, flan-t5), got {config.model_type}; "
+            f"base {name}: expected a T5-family encoder-decoder (t5, flan-t5, mt5), got {config.model_type}; "
             "choose a T5 base such as google/flan-t5-base"
         )
         raise ModelError(msg)

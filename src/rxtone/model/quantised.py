@@ -12,7 +12,7 @@ import warnings
 from typing import TYPE_CHECKING
 
 import torch
-from transformers import BitsAndBytesConfig, T5ForConditionalGeneration
+from transformers import BitsAndBytesConfig, T5Config, T5ForConditionalGeneration
 
 from rxtone.errors import ModelError, RecipeError
 
@@ -21,13 +21,14 @@ if TYPE_CHECKING:
 
 
 def load_quantised(
-    name: str, source: str, revision: str | None, bits: str, device: torch.device, *, local: bool
+    name: str, source: str, config: T5Config, revision: str | None, bits: str, device: torch.device, *, local: bool
 ) -> T5ForConditionalGeneration:
     """Load a base in few bits, and try it.
 
     Args:
         name: What the recipe calls the base, for messages.
         source: Folder or hub id.
+        config: Its config.
         revision: Commit on the hub.
         bits: `8bit` (LLM.int8) or `4bit` (NF4, the scales quantised too).
         device: Where the weights go.
@@ -47,16 +48,16 @@ def load_quantised(
     dtype = torch.bfloat16 if device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8 else None
     compute = dtype or (torch.float16 if device.type == "cuda" else torch.float32)
     if bits == "8bit":
-        config = BitsAndBytesConfig(load_in_8bit=True)
+        quantization = BitsAndBytesConfig(load_in_8bit=True)
     else:
-        config = BitsAndBytesConfig(
+        quantization = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=compute
         )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             model: T5ForConditionalGeneration = T5ForConditionalGeneration.from_pretrained(
-                source, revision=revision or "main", dtype=compute, quantization_config=config,
+                source, config=config, revision=revision or "main", dtype=compute, quantization_config=quantization,
                 device_map={"": device}, use_safetensors=True, local_files_only=local,
             )  # fmt: skip
             model.requires_grad_(requires_grad=False)
