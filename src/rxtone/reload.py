@@ -87,8 +87,11 @@ def main() -> None:
     ]
     scores = {}
     for name, merged in (("wrapped", False), ("merged", True)):
-        # Merging goes through the base as it was: what that changes for a quantised one is worth knowing.
-        precision = "auto" if merged and request["precision"] in QUANTISED else request["precision"]
+        precision = request["precision"]
+        if precision in QUANTISED:
+            # The run's own, which no option names. Merging goes through the base as it was: what that changes is
+            # worth knowing.
+            precision = "auto" if merged else None
         classifier = load(request["adapter"], base=request["base"], precision=precision, merged=merged)
         scores[name] = classifier.score(reviews).log_probs.tolist()
     json.dump(scores, sys.stdout)

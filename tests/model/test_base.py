@@ -37,6 +37,10 @@ def test_auto_is_bf16_where_native_else_fp32(tiny_base):
     assert load_base(str(tiny_base), device=CPU).precision == expected
 
 
+def test_a_quantised_precision_is_what_it_is():
+    assert [resolve_precision(bits, CPU) for bits in ("8bit", "4bit")] == ["8bit", "4bit"]
+
+
 def test_fp16_on_a_cpu_is_refused(tiny_base):
     with pytest.raises(RecipeError, match="fp16 is for GPUs"):
         load_base(str(tiny_base), precision="fp16", device=CPU)

@@ -104,16 +104,16 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     """`auto` -> `bf16` where native, else `fp32`; a precision by name as it is.
 
     Args:
-        precision: `auto`, `fp32`, `bf16` or `fp16`.
+        precision: `auto`, `fp32`, `bf16`, `fp16`, or a run's own `8bit` or `4bit`.
         device: Where it is to compute.
 
     Returns:
-        `fp32`, `bf16` or `fp16`.
+        All but `auto`.
 
     Raises:
         RecipeError: If there is no such precision.
     """
-    if precision in DTYPES:
+    if precision in DTYPES or precision in QUANTISED:
         return precision
     if precision != "auto":
         msg = f"precision: expected auto, {', '.join(DTYPES)}, got {precision[:40]!r}"
