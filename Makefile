@@ -21,8 +21,8 @@ $(SETUP): pyproject.toml constraints.txt
 	touch $(SETUP)
 
 lint: setup
-	$(BIN)/ruff format --check src tests benchmarks pretraining docs/*.py
-	$(BIN)/ruff check src tests benchmarks pretraining docs/*.py
+	$(BIN)/ruff format --check src tests benchmarks pretraining examples docs/*.py
+	$(BIN)/ruff check src tests benchmarks pretraining examples docs/*.py
 	$(BIN)/pydoclint --quiet src
 
 types: setup
