@@ -130,9 +130,9 @@ def _behaviour_table(suite: Mapping[str, Any]) -> Table:
     for name in ("", "passed", "rate", "95% interval"):
         table.add_column(name, justify="right" if name else "left")
     for part in suite["capabilities"].values():
-        low, high = part["pass_rate_ci"] or (0.0, 1.0)
         share = "–" if part["pass_rate"] is None else f"{part['pass_rate']:.0%}"
-        table.add_row(part["title"], f"{part['passed']}/{part['n']}", share, f"{low:.0%} to {high:.0%}")
+        span = "–" if part["pass_rate_ci"] is None else "{:.0%} to {:.0%}".format(*part["pass_rate_ci"])
+        table.add_row(part["title"], f"{part['passed']}/{part['n']}", share, span)
     return table
 
 

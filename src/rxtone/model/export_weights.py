@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,13 +27,18 @@ PRECISIONS: dict[Format, tuple[str, ...]] = {
     "ctranslate2": ("fp32", "bf16", "int8"),
     "onnx": ("fp32", "int8"),
 }
+PACKAGES: dict[Format, tuple[str, ...]] = {
+    "merged": (),
+    "ctranslate2": ("ctranslate2",),
+    "onnx": ("onnx", "onnxruntime"),
+}
 ONE_FILE = 1_900_000_000
 """Bytes of weights beyond which an ONNX file keeps them beside it: protobuf ends at 2 GiB."""
 _CT2_TYPES = {"fp32": "float32", "bf16": "bfloat16", "int8": "int8"}
 
 
 def check_format(form: str, precision: str) -> Format:
-    """Check that a format knows a precision.
+    """Check that a format knows a precision, and that what it needs is installed.
 
     Args:
         form: `merged`, `ctranslate2` or `onnx`.
@@ -43,12 +49,17 @@ def check_format(form: str, precision: str) -> Format:
 
     Raises:
         RecipeError: If the format is unknown or has no such precision.
+        ModelError: If a package is missing.
     """
     for known, precisions in PRECISIONS.items():
         if form == known:
             if precision not in precisions:
                 msg = f"--precision {precision}: {form} has {', '.join(precisions)}"
                 raise RecipeError(msg)
+            missing = [name for name in PACKAGES[known] if find_spec(name) is None]
+            if missing:
+                msg = f"--format {form}: needs {', '.join(missing)}, not installed here; install the extra `export`"
+                raise ModelError(msg)
             return known
     msg = f"--format {form}: expected {', '.join(PRECISIONS)}"
     raise RecipeError(msg)
@@ -80,18 +91,14 @@ def write_weights(
         max_tokens: The longest prompt.
 
     Raises:
-        ModelError: If the runtime's package is not installed, or cannot express the model.
+        ModelError: If the runtime cannot express the model.
     """
-    try:
-        if form == "merged":
-            _write_merged(model, tokenizer, folder, precision)
-        elif form == "ctranslate2":
-            _write_ctranslate2(model, tokenizer, folder, precision)
-        else:
-            _write_onnx(model, label_tokens, folder, precision, max_tokens)
-    except ImportError as error:
-        msg = f"--format {form}: needs {error.name or form}, which is not installed; pip install 'rxtone[export]'"
-        raise ModelError(msg) from None
+    if form == "merged":
+        _write_merged(model, tokenizer, folder, precision)
+    elif form == "ctranslate2":
+        _write_ctranslate2(model, tokenizer, folder, precision)
+    else:
+        _write_onnx(model, label_tokens, folder, precision, max_tokens)
     # Last: byte for byte the tokenizer of the run, whatever a library wrote of its own.
     tokenizer.save(str(folder / "tokenizer.json"))
 

@@ -156,7 +156,7 @@ def open_exported(
     try:
         score_batch = opener(folder, record, tokenizer, label_tokens)
     except ImportError:
-        msg = f"{folder}: needs {record.form}, which is not installed; pip install 'rxtone[export]'"
+        msg = f"{folder}: needs {record.form}, not installed here; install the extra `export`"
         raise ModelError(msg) from None
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
