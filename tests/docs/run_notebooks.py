@@ -99,7 +99,7 @@ def run(notebook: Notebook) -> Notebook:
     copy = nbformat.reads(json.dumps(notebook), as_version=4)
     with tempfile.TemporaryDirectory(prefix="tutorial-") as folder:
         client = NotebookClient(
-            copy, timeout=SECONDS, kernel_name="python3", record_timing=False,
+            copy, timeout=SECONDS, kernel_name="python3", record_timing=False, coalesce_streams=True,
             resources={"metadata": {"path": folder}}, extra_arguments=["--log-level=ERROR"],
         )  # fmt: skip
         client.execute(env=os.environ | {"HF_HUB_OFFLINE": "1"})
