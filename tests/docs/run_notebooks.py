@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 TUTORIAL = Path(__file__).parents[2] / "docs" / "tutorial"
-SECONDS = 600
+SECONDS = 1200
 """A cell that takes longer hangs."""
 NOTEBOOK_BYTES = 600_000
 ALL_BYTES = 3_000_000
