@@ -8,7 +8,7 @@ BASE ?= google/flan-t5-base
 RECIPE ?= druglib
 OUT ?= runs/$(RECIPE)
 
-.PHONY: setup test test-extras torture lock browser lint types imports train demo docs bench reproduce clean
+.PHONY: setup test test-docs test-extras torture lock browser lint types imports train demo docs bench reproduce clean
 
 setup: $(SETUP)
 
@@ -38,6 +38,10 @@ browser:
 # One thread a process: the models of the tests are tiny, and two processes share the machine.
 test: lint types imports browser
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
+
+# Every notebook of the tutorial, top to bottom, on the bundled base.
+test-docs: setup
+	$(BIN)/python tests/docs/run_notebooks.py
 
 # Ray and bitsandbytes are large, and PEFT loads the latter wherever it is: they have an environment of their own.
 test-extras:
