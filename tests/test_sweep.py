@@ -231,7 +231,11 @@ def test_a_killed_study_goes_on_and_loses_and_repeats_nothing(tiny_base, tiny_ta
 def test_an_interrupted_study_exits_with_130_and_leaves_its_page(tiny_base, tiny_table, tmp_path):
     file = write_study(tmp_path, tiny_base, tiny_table, {"lora.r": [1, 2, 3]}, train={"num_train_epochs": 20})
     out = tmp_path / "study"
-    process = subprocess.Popen(command(file, "--out", out), stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command(file, "--out", out), stderr=subprocess.PIPE, text=True,
+        # Tests that were started in the background of a script have SIGINT ignored, and would pass that on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     deadline = time.monotonic() + 300
     while not (out / "trials" / "0001" / "metrics.jsonl").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
