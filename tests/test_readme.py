@@ -1,4 +1,4 @@
-"""README keeps its word: the tree is true, links and pictures are there, every command runs or at least parses."""
+"""README keeps its word: the tree is true, pictures are there, commands run; test_docs.py parses them and its links."""
 
 import fnmatch
 import re
@@ -8,9 +8,8 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-import typer
 
-from rxtone.cli import app, main
+from rxtone.cli import main
 from rxtone.config import cache_dir
 from rxtone.data.tables import read_table
 
@@ -82,11 +81,7 @@ def test_every_module_and_folder_is_in_the_tree():
     assert {name for name in kept if name in {"benchmarks", "deploy", "docs", "examples", "pretraining"}} <= shown
 
 
-def test_links_lead_somewhere_and_pictures_are_small_and_described():
-    links = re.findall(r"\]\(([^)]+)\)", README)
-    assert len(links) > 10
-    for link in links:
-        assert link.startswith("https://") or (ROOT / link).exists(), link
+def test_pictures_are_small_and_described():
     pictures = re.findall(r"!\[([^\]]*)\]\(([^)]+)\)", README)
     assert [path for _, path in pictures] == ["docs/images/report.png", "docs/images/page.png"]
     for described, path in pictures:
@@ -104,15 +99,6 @@ def test_other_commands_are_those_of_the_walk():
     for command in commands():
         if command[0] == "make":
             assert f"\n{command[1]}:" in makefile
-
-
-@pytest.mark.parametrize("command", [c for c in commands() if c[0] == "rxtone"], ids=" ".join)
-def test_every_command_parses(command):
-    parser = typer.main.get_command(app)
-    words = command[1:]
-    while hasattr(parser, "commands"):
-        parser, words = parser.commands[words[0]], words[1:]
-    parser.make_context(command[1], words)
 
 
 @pytest.fixture
