@@ -9,7 +9,7 @@ from rxtone.training.events import StepDone
 
 ROW = {"trial": 1, "settings": {"lora.r": 8, "lora.target_modules": "[q, v]"}, "screened_macro_f1": 0.7, "mean": 0.65,
        "sd": None, "interval": [0.6, 0.7], "probability_best": 0.875}  # fmt: skip
-RECORD = {"folds": 5, "seeds": [1, 2, 3], "reviews": 100, "settings": [ROW]}
+RECORD = {"folds": 5, "seeds": [1, 2, 3], "reviews": 100, "against": None, "settings": [ROW]}
 
 
 def events(tmp_path):
@@ -65,4 +65,14 @@ def test_the_confirmed_settings_are_printed():
     console.print(results_table(RECORD))
     text = console.file.getvalue()
     for words in ("confirmed on 5 folds x 3 seeds, 100 reviews", "r=8, target_modules=[q, v]", "0.650", "88%", "–"):
+        assert words in text
+
+
+def test_the_gain_over_the_setting_to_be_beaten_is_printed_and_one_seed_is_told():
+    console = Console(file=io.StringIO(), width=160)
+    beaten = ROW | {"trial": 4, "gain": None}
+    record = RECORD | {"seeds": [1], "against": 4, "settings": [ROW | {"gain": [0.011, 0.052]}, beaten]}
+    console.print(results_table(record))
+    text = console.file.getvalue()
+    for words in ("5 folds x 1 seed, whose own luck is in no figure, 100 reviews", "gain over", "+0.011 to +0.052"):
         assert words in text

@@ -97,6 +97,29 @@ def test_a_grid_is_searched_confirmed_and_written(tiny_base, tiny_table, tmp_pat
     assert names == {"config.yaml", "metrics.jsonl"}
 
 
+def test_the_setting_to_be_beaten_is_confirmed_whatever_its_rank(tiny_base, tiny_table, tmp_path):
+    quiet = {"lora.r": 2, "train.learning_rate": 0.000001}  # learns next to nothing, so it is never among the best
+    parameters = {"lora.r": [2, 4], "train.learning_rate": [0.000001, 0.02]}
+    asked = {"top": 1, "folds": 2, "seeds": 2, "against": quiet}
+    events = sweep(space(parameters=parameters, confirm=asked), recipe(tiny_base, tiny_table), tmp_path / "study")
+    *_, last = events
+    best, beaten = last.record["settings"]
+    assert beaten["settings"] == quiet
+    assert beaten["trial"] == last.record["against"]
+    assert beaten["gain"] is None
+    low, high = best["gain"]
+    assert 0 < low < best["mean"] - beaten["mean"] < high
+    assert beaten["accuracy"] < best["accuracy"] <= 1
+    assert set(best["ensemble"]) == {"macro_f1", "accuracy"}
+    assert f"gain over trial {last.record['against']}" in (tmp_path / "study" / "study.html").read_text()
+
+    none = space(parameters=parameters, confirm=asked | {"against": {"lora.r": 3}})
+    with pytest.raises(RunError, match=r"confirm\.against: no trial with lora\.r=3 ended with a result"):
+        list(sweep(none, recipe(tiny_base, tiny_table), tmp_path / "other"))
+    with pytest.raises(ValueError, match=r"confirm\.against\.lora\.lora_alpha is not among the parameters"):
+        space(confirm=asked | {"against": {"lora.lora_alpha": 8}})
+
+
 def test_a_trial_equals_a_run_of_its_own_whatever_was_trained_before_it(tiny_base, tiny_table, tmp_path):
     bench = open_bench()
     plain = recipe(tiny_base, tiny_table, evaluation={"enabled": False, "reload_check": False})

@@ -25,8 +25,11 @@ from rxtone.trials import FoldRun, per_class
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import optuna
+
     from rxtone.config import Recipe
     from rxtone.preparation import Prepared
+    from rxtone.space import Confirm
     from rxtone.study import Study
 
 
@@ -58,18 +61,18 @@ class FoldJob:
     path: Path
 
 
-def candidates(study: Study, top: int) -> list[Candidate]:
-    """The best settings of the screening, best first.
+def candidates(study: Study, confirm: Confirm) -> list[Candidate]:
+    """The best settings of the screening, best first, and last the one to be beaten if it is not among them.
 
     Args:
         study: The study.
-        top: How many.
+        confirm: How many, and against which.
 
     Returns:
         Complete trials; of equal ones the earlier.
 
     Raises:
-        RunError: If no trial is complete.
+        RunError: If no trial is complete, or none has the setting to be beaten.
     """
     done = [trial for trial in study.finished() if trial.state.name == "COMPLETE"]
     if not done:
@@ -77,12 +80,29 @@ def candidates(study: Study, top: int) -> list[Candidate]:
         shown = f"; the reasons: {'; '.join(sorted(map(str, reasons))[:3])}" if reasons else ""
         msg = f"{study.folder.path}: no trial ended with a result{shown}"
         raise RunError(msg)
-    found = []
-    for trial in sorted(done, key=lambda trial: (-float(trial.value or 0.0), trial.number))[:top]:
-        settings = settings_of(study.space, study.recipe, trial.params)
-        recipe = apply_settings(study.recipe, settings, f"trial {trial.number}")
-        found.append(Candidate(trial.number, settings, float(trial.value or 0.0), recipe))
+    ranked = sorted(done, key=lambda trial: (-float(trial.value or 0.0), trial.number))
+    every = [_candidate(study, trial) for trial in ranked]
+    found = every[: confirm.top]
+    if confirm.against is not None and to_beat(found, confirm.against) is None:
+        index = to_beat(every, confirm.against)
+        if index is None:
+            wanted = ", ".join(f"{key}={spelt(value)}" for key, value in confirm.against.items())
+            msg = f"{study.folder.path}: confirm.against: no trial with {wanted} ended with a result"
+            raise RunError(msg)
+        found.append(every[index])
     return found
+
+
+def _candidate(study: Study, trial: optuna.trial.FrozenTrial) -> Candidate:
+    settings = settings_of(study.space, study.recipe, trial.params)
+    recipe = apply_settings(study.recipe, settings, f"trial {trial.number}")
+    return Candidate(trial.number, settings, float(trial.value or 0.0), recipe)
+
+
+def to_beat(found: list[Candidate], against: dict[str, Any]) -> int | None:
+    """Index of the first candidate with the settings `against`; None if there is none."""
+    fitting = (i for i, one in enumerate(found) if against.items() <= one.settings.items())
+    return next(fitting, None)
 
 
 def fold_jobs(study: Study, found: list[Candidate]) -> list[FoldJob]:
@@ -112,7 +132,8 @@ def read_fold(job: FoldJob) -> FoldRun:
     """Read what came of one run."""
     values = json.loads(job.path.read_text("utf-8"))
     lists = {name: tuple(values[name]) for name in ("rows", "true", "predicted")}
-    return FoldRun(**lists, macro_f1=values["macro_f1"], seconds=values["seconds"])
+    probabilities = tuple(map(tuple, values["probabilities"]))
+    return FoldRun(**lists, probabilities=probabilities, macro_f1=values["macro_f1"], seconds=values["seconds"])
 
 
 def conclude(study: Study, found: list[Candidate], jobs: list[FoldJob], prepared: Prepared) -> dict[str, Any]:
@@ -133,6 +154,7 @@ def conclude(study: Study, found: list[Candidate], jobs: list[FoldJob], prepared
     seeds = sorted({job.seed for job in jobs})
     true = np.full(len(rows), -1)
     predictions = np.full((len(found), len(seeds), len(rows)), -1)
+    probabilities = np.zeros((len(found), len(seeds), len(rows), len(prepared.labels)))
     figures: list[list[float]] = [[] for _ in found]
     seconds = 0.0
     for job in jobs:
@@ -141,18 +163,22 @@ def conclude(study: Study, found: list[Candidate], jobs: list[FoldJob], prepared
         index = found.index(job.candidate)
         true[places] = run.true
         predictions[index, seeds.index(job.seed), places] = run.predicted
+        probabilities[index, seeds.index(job.seed), places] = run.probabilities
         figures[index].append(run.macro_f1)
         seconds += run.seconds
     if (predictions < 0).any():
         msg = f"{study.folder.confirmation}: its files do not cover every review; remove the folder and repeat"
         raise RunError(msg)
     groups = [pool[row].group or dedupe_key(pool[row]) for row in rows]  # repeats are no independent evidence
-    ranking = rank_settings(true, predictions, len(prepared.labels), groups=groups)
+    confirm = study.space.confirm
+    against = to_beat(found, confirm.against) if confirm is not None and confirm.against is not None else None
+    ranking = rank_settings(true, predictions, len(prepared.labels), groups=groups, against=against)
     order = np.argsort(-ranking.mean, kind="stable")
     folds = jobs[0].of
     record = {
         "seeds": seeds, "folds": folds, "reviews": len(rows), "labels": list(prepared.labels),
         "metric": "macro_f1 of out-of-fold predictions on training and validation rows", "seconds": seconds,
+        "against": None if against is None else found[against].number,
         "settings": [
             {
                 "trial": found[i].number,
@@ -164,7 +190,8 @@ def conclude(study: Study, found: list[Candidate], jobs: list[FoldJob], prepared
                 "interval": ranking.interval[i].tolist(),
                 "probability_best": float(ranking.probability_best[i]),
                 "lead": ranking.difference[i].tolist() if len(found) > 1 else None,
-                "per_class_f1": _per_class(true, predictions[i], prepared.labels),
+                "gain": None if ranking.gain is None or i == against else ranking.gain[i].tolist(),
+                **_further(true, predictions[i], probabilities[i], prepared.labels),
             }
             for i in order
         ],
@@ -200,7 +227,18 @@ def best_yaml(record: dict[str, Any], recipe: Recipe) -> str:
     return "\n".join(head) + "\n" + dump_recipe(recipe)
 
 
-def _per_class(true: np.ndarray, predictions: np.ndarray, labels: tuple[str, ...]) -> dict[str, float]:
-    """Mean F1 of each label over the repetitions."""
-    found = [per_class(classification_metrics(true, row, labels)) for row in predictions]
-    return {label: float(np.mean([metrics[label]["f1"] for metrics in found])) for label in labels}
+def _further(
+    true: np.ndarray, predictions: np.ndarray, probabilities: np.ndarray, labels: tuple[str, ...]
+) -> dict[str, Any]:
+    """Accuracy and F1 of each label, means over the repetitions, and what their averaged probabilities reach.
+
+    Each repetition's models have not seen the row that they judge, so the average of the repetitions shows what an
+    ensemble of as many models gains.
+    """
+    found = [classification_metrics(true, row, labels) for row in predictions]
+    together = classification_metrics(true, probabilities.mean(axis=0).argmax(1), labels)
+    return {
+        "accuracy": float(np.mean([metrics["accuracy"] for metrics in found])),
+        "per_class_f1": {label: float(np.mean([per_class(m)[label]["f1"] for m in found])) for label in labels},
+        "ensemble": {name: together[name] for name in ("macro_f1", "accuracy")},
+    }

@@ -49,17 +49,27 @@ def results_table(record: dict[str, Any]) -> Table:
     Returns:
         A table for the console, best first.
     """
-    title = f"confirmed on {record['folds']} folds x {len(record['seeds'])} seeds, {record['reviews']} reviews"
+    n_seeds = len(record["seeds"])
+    spelt = "1 seed, whose own luck is in no figure," if n_seeds == 1 else f"{n_seeds} seeds,"
+    title = f"confirmed on {record['folds']} folds x {spelt} {record['reviews']} reviews"
+    against = record["against"]
     table = Table(title=title, title_justify="left")
     for name in ("trial", "settings", "macro-F1", "95% interval", "sd", "chance of being best"):
         table.add_column(name, justify="left" if name == "settings" else "right")
+    if against is not None:
+        table.add_column(f"gain over trial {against}", justify="right")
     for row in record["settings"]:
         low, high = row["interval"]
         table.add_row(
             str(row["trial"]), Text(_settings(row["settings"])), f"{row['mean']:.3f}", f"{low:.3f} to {high:.3f}",
             "–" if row["sd"] is None else f"{row['sd']:.3f}", f"{row['probability_best']:.0%}",
+            *([] if against is None else [_gain(row["gain"])]),
         )  # fmt: skip
     return table
+
+
+def _gain(interval: list[float] | None) -> str:
+    return "–" if interval is None else f"{interval[0]:+.3f} to {interval[1]:+.3f}"
 
 
 def _with_table(events: Iterable[SweepEvent], console: Console) -> Iterator[SweepEvent]:

@@ -97,6 +97,9 @@ class Confirm(Group):
     """Folds of the cross-validation over the training and validation rows."""
     seeds: Positive = 3
     """Repetitions, each with its own folds and its own seed of the training."""
+    against: Annotated[dict[str, Any], Field(min_length=1)] | None = None
+    """Recipe key -> value: the setting to be beaten. It is confirmed too, whatever its rank, and every gain over it
+    is reported."""
 
 
 class Space(Group):
@@ -139,6 +142,10 @@ class Space(Group):
                     msg = f"parameters.{key} refers to {other}, which must stand above it"
                     raise ValueError(msg)
             earlier.add(key)
+        for key in (self.confirm.against or ()) if self.confirm else ():
+            if key not in self.parameters:
+                msg = f"confirm.against.{key} is not among the parameters, so no trial differs in it"
+                raise ValueError(msg)
         endless = [key for key, parameter in self.parameters.items() if parameter.values() is None]
         if self.sampler == "grid" and endless:
             msg = f"sampler grid: {endless[0]} has no countable values; give choice or integer, or another sampler"

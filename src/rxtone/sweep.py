@@ -101,7 +101,7 @@ def sweep(
             run = runner or local_runner(bench, together)
             yield from run.trials(study)
             if space.confirm is not None:
-                found = candidates(study, space.confirm.top)
+                found = candidates(study, space.confirm)
                 jobs = fold_jobs(study, found)
                 yield from _confirm(run, jobs)
                 record = conclude(study, found, jobs, prepared)

@@ -61,7 +61,8 @@ class FoldRun:
     Attributes:
         rows: Data row of each review of the fold.
         true: Its label index, and
-        predicted: the one it got.
+        predicted: the one it got, and
+        probabilities: the probability of each label.
         macro_f1: Macro-F1 on the fold.
         seconds: Wall time of the run.
     """
@@ -69,6 +70,7 @@ class FoldRun:
     rows: tuple[int, ...]
     true: tuple[int, ...]
     predicted: tuple[int, ...]
+    probabilities: tuple[tuple[float, ...], ...]
     macro_f1: float
     seconds: float
 
@@ -229,12 +231,14 @@ def run_fold(bench: Bench, recipe: Recipe, *, seed: int, fold: int, of: int, fol
         scorer, _ = scorer_for(model, own)
         for _ in fit(scorer, data, own.train, folder / "checkpoints"):
             pass
-        predicted = _predictions(scorer, judged)
+        log_probs = log_probabilities(validation_scores(scorer, judged))
+    predicted = log_probs.argmax(1)
+    probabilities = np.exp(log_probs.astype(np.float64)).round(6)
     true = label_indexes(held_out, prepared.labels)
     macro_f1 = float(str(classification_metrics(true, predicted, prepared.labels)["macro_f1"]))
     return FoldRun(
-        tuple(review.row or 0 for review in held_out), tuple(true.tolist()), tuple(predicted.tolist()), macro_f1,
-        time.perf_counter() - started,
+        tuple(review.row or 0 for review in held_out), tuple(true.tolist()), tuple(predicted.tolist()),
+        tuple(map(tuple, probabilities.tolist())), macro_f1, time.perf_counter() - started,
     )  # fmt: skip
 
 

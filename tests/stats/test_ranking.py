@@ -33,6 +33,15 @@ def test_a_clear_winner_wins_always_and_twins_share():
     assert ranking.difference[0, 1] < 0
 
 
+def test_the_gain_over_a_setting_is_paired_and_nothing_over_itself():
+    good, bad = predictions(TRUE, 0.1, 1), predictions(TRUE, 0.3, 2)
+    ranking = rank_settings(TRUE, np.array([[good], [bad]]), 3, against=1, n_resamples=300)
+    low, high = ranking.gain[0]
+    assert 0.1 < low < ranking.mean[0] - ranking.mean[1] < high < 0.4
+    assert ranking.gain[1].tolist() == [0.0, 0.0]
+    assert rank_settings(TRUE, np.array([[good]]), 3, n_resamples=10).gain is None
+
+
 def test_settings_that_differ_by_chance_are_not_told_apart():
     runs = np.array([[predictions(TRUE, 0.3, seed)] for seed in (5, 6, 7)])
     ranking = rank_settings(TRUE, runs, 3, n_resamples=300)

@@ -21,12 +21,14 @@ class Ranking:
         interval: Its 95% interval over seeds and rows, shape (k, 2).
         probability_best: Share of the resamples that each setting wins, shape (k,); ties are shared.
         difference: Interval of each setting's lead over the best of the others, shape (k, 2).
+        gain: Interval of each setting's difference to the setting `against`, shape (k, 2); None without one.
     """
 
     mean: NDArray[np.float64]
     interval: NDArray[np.float64]
     probability_best: NDArray[np.float64]
     difference: NDArray[np.float64]
+    gain: NDArray[np.float64] | None
 
 
 def rank_settings(
@@ -35,6 +37,7 @@ def rank_settings(
     n_labels: int,
     *,
     groups: ArrayLike | None = None,
+    against: int | None = None,
     n_resamples: int = N_RESAMPLES,
     seed: int = 0,
 ) -> Ranking:
@@ -49,6 +52,7 @@ def rank_settings(
         predictions: Out-of-fold label indexes, shape (k settings, s seeds, n).
         n_labels: The number of labels.
         groups: What each row belongs to, shape (n,); None draws single rows.
+        against: Index of the setting that the others should beat.
         n_resamples: The number of resamples.
         seed: Of the random numbers.
 
@@ -76,6 +80,7 @@ def rank_settings(
         interval=np.quantile(scores, [0.025, 0.975], axis=0).T,
         probability_best=(best / best.sum(axis=1, keepdims=True)).mean(axis=0),
         difference=np.quantile(scores - others, [0.025, 0.975], axis=0).T,
+        gain=None if against is None else np.quantile(scores - scores[:, [against]], [0.025, 0.975], axis=0).T,
     )
 
 
