@@ -3,6 +3,7 @@
 import json
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 
@@ -307,6 +308,16 @@ def test_the_audit_names_what_is_wrong_with_a_table(call, recipe_file, tiny_tabl
     assert code == 0
     assert audit["parts"]["train"]["rows"] == 241
     assert len(audit["parts"]["train"]["exact_repeats"]) == 1
+
+
+def test_the_audit_asks_no_hub_for_a_tokenizer(call, recipe_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: pytest.fail("a name was looked up"))
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    code, _, _ = call("data", "audit", recipe_file, "--set", "model.base=google/none-such", "--out", tmp_path / "audit")
+    assert code == 0
+    page = (tmp_path / "audit" / "audit.html").read_text()
+    assert "base google/none-such: its tokenizer is not on this machine; name a base that is, such as bundled" in page
 
 
 def test_an_export_answers_like_its_run(call, tiny_run, tiny_table, tmp_path):

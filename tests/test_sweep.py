@@ -251,20 +251,21 @@ def test_a_killed_study_goes_on_and_loses_and_repeats_nothing(tiny_base, tiny_ta
     assert {trial.state.name for trial in lost} == {"FAIL"}
 
 
-def test_an_interrupted_study_exits_with_130_and_leaves_its_page(tiny_base, tiny_table, tmp_path):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_study_that_is_told_to_stop_leaves_its_page(tiny_base, tiny_table, tmp_path, number, code):
     file = write_study(tmp_path, tiny_base, tiny_table, {"lora.r": [1, 2, 3]}, train={"num_train_epochs": 20})
     out = tmp_path / "study"
     process = subprocess.Popen(
         command(file, "--out", out), stderr=subprocess.PIPE, text=True,
-        # Tests that were started in the background of a script have SIGINT ignored, and would pass that on.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        # What a shell does to a command in the background of a script; asked to stop, it stops all the same.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
     )  # fmt: skip
     deadline = time.monotonic() + 300
     while not (out / "trials" / "0001" / "metrics.jsonl").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, errors = process.communicate(timeout=300)
-    assert process.returncode == 130
+    assert process.returncode == code
     assert f"interrupted; what ended is kept in {out}, go on with the same command" in errors
     assert "Traceback" not in errors
     assert (out / "study.html").is_file()

@@ -63,9 +63,9 @@ def audit_recipe(recipe: Recipe, out: Path | None = None, name: str = "recipe") 
 
 
 def _builder(recipe: Recipe) -> tuple[PromptBuilder | None, list[str]]:
-    """The prompts of a recipe, where its base's tokenizer can be had; else why not."""
+    """The prompts of a recipe, where its base's tokenizer is on this machine; else why not. Nothing is fetched."""
     try:
-        tokenizer = load_tokenizer(recipe.model.base, recipe.model.revision)
+        tokenizer = load_tokenizer(recipe.model.base, recipe.model.revision, local=True)
     except ModelError as error:
         return None, [f"Lengths in tokens and cuts were not counted: {error}"]
     return prompt_builder(tokenizer, recipe.prompt, tuple(recipe.data.label.rule)), []

@@ -35,6 +35,7 @@ def sweep(
     from rxtone.model.base import quiet_transformers
     from rxtone.progress_sweep import results_table, show_sweep
     from rxtone.space import load_space
+    from rxtone.stopping import stop_on_signals
     from rxtone.sweep import sweep as search
 
     if engine not in {"local", "ray"}:
@@ -52,17 +53,18 @@ def sweep(
         found = found.model_copy(update={"confirm": found.confirm.model_copy(update=changes)})
     recipe = load_recipe(found.recipe, overrides or [])
     folder = out or Path("runs") / f"sweep-{Path(space).stem}"
-    try:
-        if engine == "ray":
-            from rxtone.cluster import ray_runner
+    with stop_on_signals() as stop:
+        try:
+            if engine == "ray":
+                from rxtone.cluster import ray_runner
 
-            with ray_runner(address=address, cpus=cpus, gpus=gpus) as cluster:
-                done = show_sweep(search(found, recipe, folder, storage=storage, trials=trials, runner=cluster))
-        else:
-            done = show_sweep(search(found, recipe, folder, storage=storage, trials=trials, together=together))
-    except KeyboardInterrupt:
-        print(f"interrupted; what ended is kept in {folder}, go on with the same command", file=sys.stderr)
-        raise typer.Exit(130) from None
+                with ray_runner(address=address, cpus=cpus, gpus=gpus) as cluster:
+                    done = show_sweep(search(found, recipe, folder, storage=storage, trials=trials, runner=cluster))
+            else:
+                done = show_sweep(search(found, recipe, folder, storage=storage, trials=trials, together=together))
+        except KeyboardInterrupt:
+            print(f"interrupted; what ended is kept in {folder}, go on with the same command", file=sys.stderr)
+            raise typer.Exit(stop.exit_code()) from None
     if done is None:
         return
     if done.record is not None and as_json:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -54,6 +55,17 @@ def test_the_answer_shows_label_bars_and_what_was_read(page: Page, tiny_run: Pat
         assert f"<span>{page_html.percent(share)}</span>" in html.replace("&gt;", ">").replace("&lt;", "<")
     assert "Benefits : great relief" in html  # the tiny tokenizer's own spacing
     assert "rx-note" not in html
+
+
+def test_an_answer_that_is_not_the_likeliest_label_says_so(page: Page, tiny_run: Path) -> None:
+    classifier = rxtone.load(tiny_run)
+    (prediction,) = classifier.predict([FIELDS])
+    least = min(prediction.probabilities, key=prediction.probabilities.__getitem__)
+    likeliest = max(prediction.probabilities, key=prediction.probabilities.__getitem__)
+    prompt = classifier.prompts.build(page._checked("tiny", FIELDS)[1])
+    told = f"; {likeliest} is likelier, but this run was tuned to find rarer labels too"
+    assert told in page_html.card(replace(prediction, label=least), prompt, "read")
+    assert "is likelier" not in page_html.card(replace(prediction, label=likeliest), prompt, "read")
 
 
 def test_percentages_never_claim_certainty() -> None:

@@ -6,6 +6,7 @@ call at all.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -26,7 +27,7 @@ from rxtone.errors import ModelError, RecipeError
 from rxtone.run import file_sha256
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 SHAPE_KEYS = (
     "model_type", "vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_decoder_layers", "num_heads",
@@ -156,7 +157,7 @@ def load_base(
     revision = identity.revision
     config = _read_config(source, revision, name)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _no_bars():
             warnings.simplefilter("ignore")
             model = T5ForConditionalGeneration.from_pretrained(
                 source, config=config, revision=revision or "main", dtype=DTYPES[precision], use_safetensors=True,
@@ -195,12 +196,14 @@ def identify(name: str, revision: str | None = None) -> BaseIdentity:
     return BaseIdentity(name, commit or revision, _config_hash(config), None)
 
 
-def load_tokenizer(name: str, revision: str | None = None) -> Tokenizer:
+def load_tokenizer(name: str, revision: str | None = None, *, local: bool = False) -> Tokenizer:
     """The fast tokenizer of a base, or of a folder that holds one.
 
     Args:
         name: Hub id, local folder, or `bundled`.
         revision: Commit on the hub.
+        local: Ask no hub: what is not on this machine is not there. (transformers' own `local_files_only` still
+            asks it for names of programs to put into a header.)
 
     Returns:
         The tokenizer, adding </s> and neither padding nor cutting.
@@ -213,6 +216,12 @@ def load_tokenizer(name: str, revision: str | None = None) -> Tokenizer:
         # transformers would make up an empty tokenizer
         msg = f"base {name}: expected tokenizer.json or spiece.model beside the weights; copy the tokenizer there"
         raise ModelError(msg)
+    if local and folder is None:
+        file = try_to_load_from_cache(name, "tokenizer.json", revision=revision)
+        if not isinstance(file, str):
+            msg = f"base {name}: its tokenizer is not on this machine; name a base that is, such as bundled"
+            raise ModelError(msg)
+        folder = Path(file).parent
     try:
         if folder is not None and (folder / "tokenizer.json").is_file():
             tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -331,6 +340,18 @@ def _load_message(name: str, error: Exception, part: str = "model") -> str:
         f"base {name}: its {part} cannot be loaded ({where}): {reason}. With no network, name a local folder "
         "(--set model.base=PATH) or use the bundled one (--set model.base=bundled)"
     )
+
+
+@contextlib.contextmanager
+def _no_bars() -> Iterator[None]:
+    """Loading takes a second, and a library draws nothing on its caller's terminal; the caller's choice comes back."""
+    drawn = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if drawn:
+            transformers_logging.enable_progress_bar()
 
 
 def quiet_transformers() -> None:

@@ -109,6 +109,9 @@ def card(prediction: Prediction, prompt: Prompt, read: str, *, title: str | None
     heading, line = escape(prediction.label), f"with a probability of {percent(score)}"
     if prediction.abstained:
         heading, line = "Not sure", f"the nearest label is {escape(prediction.label)}, at only {percent(score)}"
+    likeliest = max(prediction.probabilities, key=lambda label: prediction.probabilities[label])
+    if likeliest != prediction.label:  # a tuned operating point weighs a rare label's probability higher
+        line += f"; {escape(likeliest)} is likelier, but this run was tuned to find rarer labels too"
     above = f"<h3>{escape(title)}</h3>" if title is not None else ""
     return (
         f'<section class="rx-card{unsure}" role="status" aria-label="Answer">{above}<h2>{heading}</h2><p>{line}</p>'
