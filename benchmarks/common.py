@@ -233,7 +233,7 @@ def interleave(contenders: Sequence[Contender], opts: Options) -> list[Timing]:
     timings = [Timing(c.name, c.settings) for c in contenders]
     _check(contenders, timings)
     for contender in contenders:
-        contender.run()
+        _run(contender, opts)
     for done in range(opts.rounds):
         longest = sum(max(timing.seconds, default=0.0) for timing in timings)
         if done and time.monotonic() - begun + longest > opts.seconds:
@@ -241,12 +241,18 @@ def interleave(contenders: Sequence[Contender], opts: Options) -> list[Timing]:
             break
         for contender, timing in zip(contenders, timings, strict=True):
             start, own = time.perf_counter(), time.process_time()
-            result = contender.run()
+            result = _run(contender, opts)
             timing.seconds.append(time.perf_counter() - start)
             timing.cpu_seconds.append(time.process_time() - own)
             timing.results.append(result)
     _check(contenders, timings)
     return timings
+
+
+def _run(contender: Contender, opts: Options) -> Any:
+    """One round. CTranslate2 sets the number of OpenMP threads of whoever makes a translator: all begin with theirs."""
+    torch.set_num_threads(opts.threads)
+    return contender.run()
 
 
 def _check(contenders: Sequence[Contender], timings: Sequence[Timing]) -> None:

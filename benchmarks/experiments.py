@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +18,10 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from benchmarks.pages import markdown, rewrite
+
 PAGE = Path(__file__).parents[1] / "docs" / "experiments.md"
-BEGIN, END = "<!-- study: begin -->", "<!-- study: end -->"
+MARKERS = ("<!-- study: begin -->", "<!-- study: end -->")
 RESAMPLES = 2000
 MARGIN = 0.01
 """A change of macro-F1 below this counts as keeping the quality."""
@@ -110,7 +111,7 @@ def render(study: Path) -> str:
         f"{len(record['settings'])} confirmed on {record['folds']} folds x {len(record['seeds'])} seeds, "
         f"{record['reviews']:,} reviews. Compute: {hours:.1f} hours.",
         "### Confirmed",
-        _markdown(
+        markdown(
             ("settings", "screening", "macro-F1", "95% interval", "sd of runs", "chance of being best"),
             [
                 (
@@ -123,10 +124,10 @@ def render(study: Path) -> str:
             ],
         ),
         "### The claims",
-        _markdown(("claim", "difference", "95% interval", "verdict"), [_judged(table, claim) for claim in CLAIMS]),
+        markdown(("claim", "difference", "95% interval", "verdict"), [_judged(table, claim) for claim in CLAIMS]),
         _cost_of_o(table),
         "### Screened",
-        _markdown(
+        markdown(
             ("r", "alpha", "dropout", "modules", "macro-F1", "F1 neutral", "trainable", "seconds", "peak memory, GiB"),
             [
                 (
@@ -151,11 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.show:
         print(text)
         return
-    page = given.page.read_text("utf-8")
-    pattern = re.compile(re.escape(BEGIN) + ".*?" + re.escape(END), re.DOTALL)
-    if not pattern.search(page):
-        raise SystemExit(f"{given.page}: expected the markers {BEGIN} and {END}")
-    given.page.write_text(pattern.sub(lambda _: f"{BEGIN}\n{text}\n{END}", page), "utf-8")
+    rewrite(given.page, MARKERS, text)
 
 
 def _design(table: pl.DataFrame, claim: Claim) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -203,11 +200,6 @@ def _mean(table: pl.DataFrame, column: str) -> float:
 
 def _gib(value: float | None) -> str:
     return "–" if value is None or np.isnan(value) else f"{value / 2**30:.2f}"
-
-
-def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
 
 
 if __name__ == "__main__":

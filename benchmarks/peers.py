@@ -9,6 +9,7 @@ from __future__ import annotations
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -249,14 +250,15 @@ def best_transformers(model: Any, prompts: Prompts, *, size: int = 16) -> Callab
     return run
 
 
-def ctranslate2(folder: Path, work: Path, prompts: Prompts, threads: int) -> Callable[[], list[int]]:
+def ctranslate2(folder: Path, work: Path, prompts: Prompts, threads: int, workers: int = 1) -> Callable[[], list[int]]:
     """CTranslate2: converted to int8, beam 1, one token, sorted batches of 2,048 tokens by its own batcher.
 
     Args:
         folder: The base.
         work: Where the converted model is kept.
         prompts: The reviews.
-        threads: For one worker.
+        threads: For all workers.
+        workers: Batches at a time; they share the tokens of a batch, so that each has work.
 
     Returns:
         A function that labels all reviews.
@@ -267,7 +269,10 @@ def ctranslate2(folder: Path, work: Path, prompts: Prompts, threads: int) -> Cal
     converted = work / f"{folder.name}-ctranslate2"
     if not (converted / "model.bin").is_file():
         TransformersConverter(str(folder)).convert(str(converted), quantization="int8", force=True)
-    translator = ct2.Translator(str(converted), device="cpu", compute_type="int8", intra_threads=threads)
+    translator = ct2.Translator(
+        str(converted), device="cpu", compute_type="int8", inter_threads=workers,
+        intra_threads=threads // workers,
+    )  # fmt: skip
     tokenizer = AutoTokenizer.from_pretrained(folder)
     words = [tokenizer.convert_ids_to_tokens(token) for (token,) in LABEL_TOKENS]
 
@@ -276,7 +281,7 @@ def ctranslate2(folder: Path, work: Path, prompts: Prompts, threads: int) -> Cal
             [tokenizer.convert_ids_to_tokens(list(ids)) for ids in prompts.ids],
             beam_size=1,
             max_decoding_length=1,
-            max_batch_size=2048,
+            max_batch_size=2048 // workers,
             batch_type="tokens",
             return_end_token=True,
             max_input_length=0,
@@ -337,14 +342,15 @@ def onnx_model(folder: Path, work: Path) -> Path:
     return small
 
 
-def onnx_runtime(folder: Path, work: Path, prompts: Prompts, threads: int) -> Callable[[], list[int]]:
+def onnx_runtime(folder: Path, work: Path, prompts: Prompts, threads: int, workers: int = 1) -> Callable[[], list[int]]:
     """ONNX Runtime: dynamic int8, all graph optimisations, sorted batches of 8, one decoder step.
 
     Args:
         folder: The base.
         work: Where the graphs are kept.
         prompts: The reviews.
-        threads: Intra-op threads.
+        threads: For all workers.
+        workers: Batches at a time, each on a thread of its own.
 
     Returns:
         A function that labels all reviews.
@@ -352,17 +358,21 @@ def onnx_runtime(folder: Path, work: Path, prompts: Prompts, threads: int) -> Ca
     import onnxruntime as ort
 
     settings = ort.SessionOptions()
-    settings.intra_op_num_threads = threads
+    settings.intra_op_num_threads = threads // workers
     settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     session = ort.InferenceSession(str(onnx_model(folder, work)), settings, providers=["CPUExecutionProvider"])
 
     def run() -> list[int]:
         found = [0] * len(prompts.ids)
-        for rows in by_length(prompts, 8):
+
+        def label(rows: Sequence[int]) -> None:
             ids = pad([prompts.ids[i] for i in rows], len(prompts.ids[rows[-1]]), 0).numpy()
             (logits,) = session.run(None, {"ids": ids, "mask": (ids != 0).astype("int64")})
-            for row, label in zip(rows, logits.argmax(1).tolist(), strict=True):
-                found[row] = int(label)
+            for row, best in zip(rows, logits.argmax(1).tolist(), strict=True):
+                found[row] = int(best)
+
+        with ThreadPoolExecutor(workers) as pool:
+            list(pool.map(label, reversed(list(by_length(prompts, 8)))))
         return found
 
     return run

@@ -12,6 +12,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.pages import rewrite
 from rxtone.config import load_recipe
 from rxtone.progress import show
 from rxtone.run import write_text
@@ -20,7 +21,7 @@ from rxtone.seeds import train_seeds
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-BEGIN, END = "<!-- reproduce:begin -->", "<!-- reproduce:end -->"
+MARKERS = ("<!-- reproduce:begin -->", "<!-- reproduce:end -->")
 BASES = ("google/flan-t5-base", "bundled")
 RECIPES = ("druglib", "druglib-tutorial")
 BASELINES = ("zero_shot", "tfidf_fields", "majority")
@@ -44,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             show(train_seeds(recipe, folder, asked.seeds, resume=True))
             write_text(folder / "overrides.txt", "".join(f"{one}\n" for one in asked.overrides))
     bases = list(dict.fromkeys((*BASES, asked.base)))
-    fill(asked.page, table(asked.out, bases, [Path(name).stem for name in asked.recipes]))
+    rewrite(asked.page, MARKERS, table(asked.out, bases, [Path(name).stem for name in asked.recipes]))
     print(f"{asked.page}: filled")
 
 
@@ -109,24 +110,6 @@ def _figures(row: dict[str, Any]) -> str:
 def _with_interval(row: dict[str, Any], name: str) -> str:
     interval = row.get(f"{name}_ci")
     return f"{row[name]:.3f}" + (f" ({interval[0]:.3f} to {interval[1]:.3f})" if interval else "")
-
-
-def fill(page: Path, content: str) -> None:
-    """Put a text between the markers of a page.
-
-    Args:
-        page: A Markdown file with both markers.
-        content: What stands between them from now on.
-
-    Raises:
-        SystemExit: If the page lacks a marker.
-    """
-    text = page.read_text("utf-8") if page.is_file() else ""
-    if BEGIN not in text or END not in text:
-        raise SystemExit(f"{page}: expected the markers {BEGIN} and {END}; put them where the table goes")
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    write_text(page, f"{before}{BEGIN}\n{content}\n{END}{after}")
 
 
 if __name__ == "__main__":

@@ -9,12 +9,13 @@ from tiny import tiny_values, write_tiny_base
 from transformers import T5ForConditionalGeneration
 
 import rxtone
+from rxtone.cli_options import print_metrics
 from rxtone.config import check_recipe
 from rxtone.data.reviews import Review
 from rxtone.errors import DataError, ModelError
 from rxtone.loading import cast, load, zero_shot
 from rxtone.model.base import load_base
-from rxtone.spec import adapter_folder, read_spec
+from rxtone.spec import adapter_folder, in_order, read_spec
 
 GOOD = {"benefits": "great relief for me", "effects": "none"}
 BAD = {"Benefits": "useless pill", "Side Effects": "awful pain and worse sleep"}
@@ -169,3 +170,30 @@ def test_fp16_keeps_wo_in_fp32(tiny_base):
     kinds = {name.rpartition(".")[0].rpartition(".")[2]: p.dtype for name, p in model.named_parameters()}
     assert kinds["wo"] == torch.float32
     assert kinds["q"] == torch.float16
+
+
+@pytest.mark.parametrize(
+    ("rule", "ordered", "expected"),
+    [
+        ({"good": ">=3", "bad": "<=2"}, None, True),
+        ({"refund": "refund", "delivery": ["delivery", "shipping"]}, None, False),
+        ({"high": "Highly Effective", "low": "Ineffective"}, True, True),
+        ({"a": "1", "b": "2"}, False, False),
+    ],
+)
+def test_labels_stand_in_order_where_numbers_are_compared_or_the_recipe_says_so(rule, ordered, expected):
+    assert in_order(rule, ordered=ordered) is expected
+
+
+def test_a_quadratic_kappa_is_for_labels_in_order(copied, capsys):
+    reviews = [Review(text=text, label=label) for text, label in (("great", "positive"), ("awful", "negative"))] * 3
+    written = json.loads((copied / "classifier.json").read_text())
+    for ordered, there in ((None, True), (False, False)):
+        (copied / "classifier.json").write_text(json.dumps(written | {"ordered": ordered}))
+        metrics = rxtone.evaluate(load(copied), reviews).metrics
+        assert (metrics["quadratic_kappa"] is not None) == there
+        print_metrics(metrics)
+        assert ("quadratic_kappa" in capsys.readouterr().out) == there
+    del written["ordered"]  # as older folders have it
+    (copied / "classifier.json").write_text(json.dumps(written))
+    assert load(copied).ordered

@@ -3,13 +3,12 @@
 import fnmatch
 import re
 import shlex
-import sys
 from pathlib import Path
 
+import doc_commands
 import polars as pl
 import pytest
 
-from rxtone.cli import main
 from rxtone.config import cache_dir
 from rxtone.data.tables import read_table
 
@@ -22,17 +21,6 @@ OTHERS = {"pip", "make"}
 NOT_RUN = {"demo", "serve", "druglib-aspects"}
 """Takes minutes, never ends, and trains three adapters: parsed here, run in tests/test_bundled.py, tests/serving and
 tests/test_aspects.py."""
-FEW = [
-    "train.max_steps=1",
-    *(f"evaluation.{name}=false" for name in ("reload_check", "baselines", "zero_shot", "behaviour")),
-]
-BRIEF = [word for override in FEW for word in ("--set", override)]
-SMALL = {
-    "train": BRIEF,
-    "doctor": BRIEF,
-    "sweep": [*BRIEF, "--trials", "1", "--top", "1", "--folds", "2", "--seeds", "1"],
-}
-"""What is added here so that a command takes seconds."""
 
 
 def blocks(language: str) -> list[str]:
@@ -118,13 +106,7 @@ def test_every_command_and_the_python_run(place, tiny_base, monkeypatch, capsys)
     ran = []
     for command in (c for c in commands() if c[0] == "rxtone" and not NOT_RUN & set(c)):
         words = ["2" if before == "--seeds" else word for before, word in zip(["", *command], command, strict=False)]
-        if words[1] in SMALL:
-            words += [*own, *SMALL[words[1]]]
-        monkeypatch.setattr(sys, "argv", words)
-        with pytest.raises(SystemExit) as caught:
-            main()
-        said = capsys.readouterr()
-        assert (caught.value.code or 0) == 0, (words, said.err)
+        doc_commands.run(words, own, monkeypatch, capsys)
         ran.append(words[1])
     assert set(ran) == {
         "predict", "config", "doctor", "data", "train", "evaluate", "explain", "export", "sweep", "compare", "drift",
@@ -134,5 +116,8 @@ def test_every_command_and_the_python_run(place, tiny_base, monkeypatch, capsys)
         assert (place / left).is_file(), left
     (block,) = blocks("python")
     names: dict = {}
-    exec(block.replace('"model.base=bundled"', ", ".join(map(repr, [f"model.base={tiny_base}", *FEW]))), names)
+    exec(
+        block.replace('"model.base=bundled"', ", ".join(map(repr, [f"model.base={tiny_base}", *doc_commands.FEW]))),
+        names,
+    )
     assert names["classifier"].labels == ("positive", "neutral", "negative")

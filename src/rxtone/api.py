@@ -68,7 +68,7 @@ def evaluate(classifier: Classifier, reviews: Sequence[Review]) -> Evaluation:
     Returns:
         Metrics and one row per review.
     """
-    return evaluate_reviews(classifier, reviews, split_name=TEST, policy=classifier.policy)
+    return evaluate_reviews(classifier, reviews, split_name=TEST, policy=classifier.policy, ordinal=classifier.ordered)
 
 
 def read_reviews(classifier: Classifier, table: str | Path, *, labelled: bool = True) -> list[Review]:

@@ -25,9 +25,7 @@ from rxtone.model.scoring import (
     score_dataset,
 )
 from rxtone.run import VALIDATION
-from rxtone.spec import (
-    ClassifierSpec,
-)
+from rxtone.spec import ClassifierSpec, in_order
 from rxtone.stats.abstention import PrecisionThreshold, fit_conformal, precision_threshold
 from rxtone.stats.policy import Policy
 from rxtone.stats.validation import ValidationScores
@@ -107,6 +105,11 @@ class Classifier:
     def labels(self) -> tuple[str, ...]:
         """Label words, in the recipe's order."""
         return self.spec.labels
+
+    @property
+    def ordered(self) -> bool:
+        """Whether the labels stand in order."""
+        return in_order(self.spec.label_rule, ordered=self.spec.ordered)
 
     def predict(
         self,

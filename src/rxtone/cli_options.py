@@ -98,7 +98,8 @@ def print_metrics(metrics: Mapping[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    names = ("accuracy", "macro_f1", "weighted_f1", "kappa", "quadratic_kappa")
+    usual = ("accuracy", "macro_f1", "weighted_f1", "kappa", "quadratic_kappa")
+    names = [name for name in usual if metrics[name] is not None]  # labels without an order have no quadratic kappa
     table = Table(title=f"{metrics['n']} reviews ({metrics['split']})", title_justify="left")
     table.add_column("")
     for name in names:

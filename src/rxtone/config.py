@@ -43,6 +43,9 @@ class LabelConfig(Group):
     rule: dict[str, Any]
     """Label word -> condition: `">=7"`, `"5..6"`, `"<=4"`, a value, or a list of values. For an
     ordered task the labels stand in order, best to worst or worst to best."""
+    ordered: bool | None = None
+    """Whether the labels stand in order, so that a near miss is better than a far one (`quadratic_kappa` says how
+    much). Null: yes where the rule compares numbers, no where it compares words."""
 
     @field_validator("rule")
     @classmethod

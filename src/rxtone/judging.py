@@ -76,12 +76,13 @@ def judge(classifier: Classifier, recipe: Recipe, prepared: Prepared) -> Evaluat
         policy=classifier.policy,
         baselines=baselines,
         slices=slices,
+        ordinal=classifier.ordered,
     )
     evaluation.metrics["not_sliced_by"] = missing
     if recipe.prompt.text_share > 0:
         texts = [free_text(review) for review in prepared.held_out]
         evaluation.metrics["free_text"] = evaluate(
-            classifier, texts, split_name=prepared.held_out_name, policy=classifier.policy
+            classifier, texts, split_name=prepared.held_out_name, policy=classifier.policy, ordinal=classifier.ordered
         ).metrics
     if recipe.evaluation.baselines:
         evaluation.metrics["suspect_labels"] = _suspect_labels([*prepared.train, *prepared.validation], prepared.labels)
@@ -151,7 +152,9 @@ def judge_table(
     repeats = sum(text_hash(review) in seen for review in reviews)
     name = UNKNOWN if record is None else SEEN if repeats else TEST
     if mode == "generate":
-        evaluation = evaluate_outputs(spec.labels, reviews, classifier.generate(reviews), split_name=name)
+        evaluation = evaluate_outputs(
+            spec.labels, reviews, classifier.generate(reviews), split_name=name, ordinal=classifier.ordered
+        )
     else:
         evaluation = evaluate(
             classifier,
@@ -159,6 +162,7 @@ def judge_table(
             split_name=name,
             policy=classifier.policy,
             baselines=_refitted(classifier, record, reviews),
+            ordinal=classifier.ordered,
         )
     if behaviour:
         evaluation.metrics["behaviour"] = judge_behaviour(classifier)
@@ -217,7 +221,11 @@ def compare_runs(classifiers: Mapping[str, Classifier], source: str, out: Path |
     record = _data_record(Path(first))
     policies = {name: classifier.policy for name, classifier in classifiers.items()}
     comparison = compare_classifiers(
-        classifiers, reviews, policies=policies, baselines=_refitted(classifiers[first], record, reviews)
+        classifiers,
+        reviews,
+        policies=policies,
+        baselines=_refitted(classifiers[first], record, reviews),
+        ordinal=classifiers[first].ordered,
     )
     notes = _seen_notes(list(classifiers), reviews)
     comparison["notes"] = notes

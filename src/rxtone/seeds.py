@@ -25,7 +25,7 @@ from rxtone.loading import load
 from rxtone.model.ensemble import average
 from rxtone.preparation import label_indexes, prepare
 from rxtone.run import ENSEMBLE, EvaluationFolder, RunFolder, atomic_folder, atomic_path, write_json, write_text
-from rxtone.spec import read_spec, read_validation, write_spec, write_validation
+from rxtone.spec import in_order, read_spec, read_validation, write_spec, write_validation
 from rxtone.stats.policy import fit_policy
 from rxtone.stats.significance import seed_gain_over, seed_summary
 from rxtone.stats.validation import ValidationScores
@@ -175,7 +175,8 @@ def summarise(figures: Mapping[str, Mapping[str, Any]], ensemble: Mapping[str, A
         figure that no seed moves.
     """
     runs = list(figures.values())
-    metrics = {name: _over([run[name] for run in runs], ensemble[name]) for name in METRICS}
+    there = [name for name in METRICS if ensemble[name] is not None]  # labels without an order have no quadratic kappa
+    metrics = {name: _over([run[name] for run in runs], ensemble[name]) for name in there}
     per_class = {
         label: _over([run["per_class"][label]["f1"] for run in runs], row["f1"])
         for label, row in ensemble["per_class"].items()
@@ -252,6 +253,7 @@ def _page(
         label_indexes(prepared.held_out, labels),
         labels,
         groups=group_indexes(prepared.held_out),
+        ordinal=in_order(recipe.data.label.rule, ordered=recipe.data.label.ordered),
     )
     return render_comparison({
         "title": f"{out.name}: {len(runs)} seeds and their ensemble",

@@ -206,7 +206,8 @@ def check_space(space: Space, recipe: Recipe) -> None:
             try:
                 factor = _lookup(plain, parameter.times) if parameter.times else None
                 drawn = value if factor in (None, _MISSING) else value * factor
-                apply_settings(recipe, {key: drawn}, f"parameters.{key}")
+                where = {k: v[0] if isinstance(v, list) else v for k, v in (parameter.when or {}).items()}
+                apply_settings(recipe, where | {key: drawn}, f"parameters.{key}")
             except RecipeError as error:
                 faults[str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)] = None
     if faults:

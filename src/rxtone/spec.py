@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from rxtone.config import PromptConfig, Recipe
 from rxtone.data.prompts import PromptBuilder
+from rxtone.data.reviews import parse_rule
 from rxtone.errors import ModelError
 from rxtone.model.base import identify
 from rxtone.run import CLASSIFIER, ENSEMBLE, VALIDATION, write_json, write_text
@@ -40,6 +41,7 @@ class ClassifierSpec(BaseModel):
         labels: Label words, in the recipe's order.
         label_column: Column that held the label in the training table.
         label_rule: Label -> condition on that column.
+        ordered: Whether the labels stand in order; None: where the rule compares numbers.
         text_fields: Name in the prompt -> column.
         prompt: Templates and truncation.
         base: Identity of the base (see `BaseIdentity`).
@@ -56,6 +58,7 @@ class ClassifierSpec(BaseModel):
     labels: tuple[str, ...]
     label_column: str
     label_rule: dict[str, Any]
+    ordered: bool | None = None
     text_fields: dict[str, str]
     prompt: PromptConfig
     base: dict[str, str | None]
@@ -95,6 +98,7 @@ def make_spec(recipe: Recipe, base: dict[str, str | None], precision: str) -> Cl
         labels=tuple(recipe.data.label.rule),
         label_column=recipe.data.label.column,
         label_rule=recipe.data.label.rule,
+        ordered=recipe.data.label.ordered,
         text_fields=recipe.data.text_fields,
         group_by=recipe.data.group_by,
         prompt=recipe.prompt,
@@ -102,6 +106,11 @@ def make_spec(recipe: Recipe, base: dict[str, str | None], precision: str) -> Cl
         precision=precision,
         versions={name: importlib.metadata.version(name) for name in VERSIONED},
     )
+
+
+def in_order(label_rule: dict[str, Any], *, ordered: bool | None) -> bool:
+    """Whether labels stand in order: as the recipe says, else where their rule compares numbers."""
+    return parse_rule(label_rule).numeric if ordered is None else ordered
 
 
 def write_spec(folder: Path, spec: ClassifierSpec) -> None:

@@ -1,11 +1,12 @@
 """Threads follow a container's quota downwards only."""
 
+import threading
 from pathlib import Path
 
 import pytest
 import torch
 
-from rxtone.model.host import prepare_host, quota_cores
+from rxtone.model.host import in_passing, prepare_host, quota_cores
 
 
 @pytest.mark.parametrize(
@@ -31,3 +32,11 @@ def test_threads_are_lowered_to_the_quota_and_never_raised(tmp_path: Path) -> No
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
+
+
+def test_work_in_passing_has_a_thread_that_ends_and_its_error_is_raised() -> None:
+    worker = in_passing(threading.current_thread)
+    assert worker is not threading.current_thread()
+    assert not worker.is_alive()
+    with pytest.raises(ValueError, match="no such"):
+        in_passing(lambda: int("no such"))

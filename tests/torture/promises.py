@@ -24,7 +24,7 @@ PROMISES = (
         "exact-resume", "Killed at random moments, a resumed run ends in the same bytes", training.exact_resume, 3, 300
     ),
     Promise("atomic-state", "A damaged checkpoint is never chosen", training.atomic_state, 60, 1000),
-    Promise("full-disk", "A full disk is one message and loses nothing", training.full_disk, 1, 30),
+    Promise("full-disk", "A full disk is one message and loses nothing", training.full_disk, 2, 30),
     Promise("determinism", "The same recipe gives the same bytes", training.determinism, 2, 5),
     Promise("out-of-memory", "Memory that runs out changes no step and no answer", training.out_of_memory, 3, 60),
     Promise("finite-state", "No state that is not finite is saved", training.finite_state, 8, 100),

@@ -2,8 +2,11 @@
 
 import contextlib
 import math
+import os
 import random
 import shutil
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
@@ -105,29 +108,59 @@ def _same_manifest(name: str, data: bytes, whole: bytes) -> bool:
 
 
 def full_disk(attempts: int, folder: Path, world: World) -> Figure:
-    """Files that cannot grow beyond a random size: one message, and the run goes on when there is room."""
+    """A file system without room, or files that cannot grow: one message, and the run goes on when there is room."""
     figure, generator = Figure(), random.Random(3)
     recipe = write_recipe(folder / "disk.yaml", world.base, world.table)
     assert world.forks.rxtone("train", recipe, "--out", folder / "whole").code == 0
     expected = training_state(folder / "whole")
     largest = max(path.stat().st_size for path in (folder / "whole").rglob("*") if path.is_file())
+    disks = 0
     for number in range(attempts):
-        run = folder / "run"
-        shutil.rmtree(run, ignore_errors=True)
-        # Every third time the disk fills up after some checkpoints are there.
-        if number % 3 == 2:
-            world.forks.rxtone("train", recipe, "--out", run, kill_after=0.6)
-        before = newest_checkpoint(run / "checkpoints")
-        room = generator.randrange(100, largest)
-        full = world.forks.rxtone("train", recipe, "--out", run, "--resume", file_bytes=room)
-        told = full.code == 1 and quiet(full.err) and "cannot be written" in full.err
-        kept = before is None or newest_checkpoint(run / "checkpoints") is not None
-        again = world.forks.rxtone("train", recipe, "--out", run, "--resume")
-        good = told and kept and again.code == 0 and training_state(run) == expected
-        figure.attempt(
-            good, f"room for {room} bytes: {full.code} {full.err[-300:]} then {again.code} {again.err[-200:]}"
-        )
+        with _small_disk(folder / "disk", wanted=number % 2 == 0) as disk:
+            disks += disk is not None
+            room = generator.randrange(100, largest)
+            figure.attempt(*_fills_up(disk, room, number, recipe, folder, world, expected))
+    figure.details = {"on_a_full_file_system": disks}
     return figure
+
+
+def _fills_up(
+    disk: Path | None, room: int, number: int, recipe: Path, folder: Path, world: World, expected: object
+) -> tuple[bool, str]:
+    """One attempt: train where there is room for a few bytes, then again where there is enough."""
+    run = (disk or folder) / "run"
+    shutil.rmtree(run, ignore_errors=True)
+    # Every third time the disk fills up after some checkpoints are there.
+    if number % 3 == 2:
+        world.forks.rxtone("train", recipe, "--out", run, kill_after=0.6)
+    before = newest_checkpoint(run / "checkpoints")
+    if disk is None:
+        full = world.forks.rxtone("train", recipe, "--out", run, "--resume", file_bytes=room)
+    else:
+        filler = disk / "filler"
+        with filler.open("wb") as stream:
+            os.posix_fallocate(stream.fileno(), 0, shutil.disk_usage(disk).free - room)
+        full = world.forks.rxtone("train", recipe, "--out", run, "--resume")
+        filler.unlink()
+    told = full.code == 1 and quiet(full.err) and "cannot be written" in full.err
+    kept = before is None or newest_checkpoint(run / "checkpoints") is not None
+    again = world.forks.rxtone("train", recipe, "--out", run, "--resume")
+    good = told and kept and again.code == 0 and training_state(run) == expected
+    return good, f"room for {room} bytes: {full.code} {full.err[-300:]} then {again.code} {again.err[-200:]}"
+
+
+@contextlib.contextmanager
+def _small_disk(path: Path, *, wanted: bool) -> Iterator[Path | None]:
+    """A file system of 64 MiB, where this process may mount one; else None, and the size of files is limited."""
+    path.mkdir(exist_ok=True)
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(path)]
+    if not wanted or shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        yield None
+        return
+    try:
+        yield path
+    finally:
+        subprocess.run(["umount", str(path)], check=True)
 
 
 def out_of_memory(attempts: int, folder: Path, world: World) -> Figure:

@@ -30,6 +30,11 @@ class LabelRule:
         """Return the rule as plain data; ``parse_rule`` of it gives an equal rule."""
         return {label: list(own) for label, own in zip(self.labels, self.conditions, strict=True)}
 
+    @property
+    def numeric(self) -> bool:
+        """Whether the rule compares numbers."""
+        return self.intervals is not None
+
     def find(self, value: str) -> str | None:
         """Return the label of a value, or None where no condition covers it.
 

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import torch
+
+T = TypeVar("T")
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 _KEPT_BYTES = 1 << 30
@@ -31,6 +36,23 @@ def prepare_host(quota: Path = _QUOTA) -> None:
     if mallopt is not None:  # another C library keeps its own counsel
         mallopt(_MMAP_THRESHOLD, _KEPT_BYTES)
         mallopt(_TRIM_THRESHOLD, _KEPT_BYTES)
+
+
+def in_passing(work: Callable[[], T]) -> T:
+    """Compute something in a thread that ends with it.
+
+    OpenMP keeps a team of threads for every thread that has ever computed. Where the teams together outnumber the
+    cores, their members no longer wait awake for the next operator but go to sleep before each: a review of 300
+    operators takes half as long again. So a server's other threads must leave no team behind.
+
+    Args:
+        work: What to compute.
+
+    Returns:
+        Its result; its error is raised here.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(work).result()
 
 
 def quota_cores(quota: Path) -> int | None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from rxtone.errors import RxtoneError
+from rxtone.model.host import in_passing
 from rxtone.model.scoring import replan
 from rxtone.serving.limits import RequestError
 from rxtone.spec import adapter_folder
@@ -157,7 +158,7 @@ class ModelPool:
     def _open(self, name: str, source: str) -> Served:
         folder = _folder(source)
         before = fingerprint(folder)
-        classifier = self._load(source)
+        classifier = in_passing(lambda: self._load(source))
         others = [served.classifier.model for served in self._served.values()]
         shared = share_weights(classifier.model, others)
         if shared:

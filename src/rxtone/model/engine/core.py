@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -16,21 +17,24 @@ from rxtone.model.engine.encoder import Pass, attention, feed_forward
 from rxtone.model.engine.int8 import quantise, why_not
 from rxtone.model.engine.layout import Layout, block_bias, plan_layout, relative_bias
 from rxtone.model.engine.plan import Unsupported, Weights, read_weights
+from rxtone.model.engine.workers import side_by_side, workers_for
 
 _TOKENS = 2048  # of a scoring batch: enough rows for the matrix kernels, few enough for the last-level cache
 
 
-def _token_batches(order: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Cut reviews, in the given order, into batches of at most ``_TOKENS`` tokens or one review."""
-    batch: list[int] = []
-    tokens = 0
+def _token_batches(order: Sequence[int], lengths: Sequence[int], workers: int) -> list[list[int]]:
+    """Cut reviews, in the given order, into batches of about equal tokens.
+
+    There are a multiple of ``workers`` where the reviews suffice, each of ``_TOKENS`` and one review more at most.
+    """
+    total, seen = sum(lengths), 0
+    count = min(len(order), -(-total // (_TOKENS * workers)) * workers)
+    batches: list[list[int]] = [[] for _ in range(count)]
     for review in order:
-        if batch and tokens + lengths[review] > _TOKENS:
-            yield batch
-            batch, tokens = [], 0
-        batch.append(review)
-        tokens += lengths[review]
-    yield batch
+        middle = seen + lengths[review] / 2
+        batches[min(count - 1, int(middle * count / total))].append(review)
+        seen += lengths[review]
+    return [batch for batch in batches if batch]
 
 
 def flatten(input_ids: Sequence[Sequence[int]]) -> tuple[Tensor, tuple[int, ...]]:
@@ -140,7 +144,8 @@ class Engine:
         """Scores of the labels, whose softmax is the distribution over labels.
 
         Without gradients, any number of reviews may come at once: they are sorted by length and scored in
-        batches of a few thousand tokens, so that memory does not grow with their number.
+        batches of a few thousand tokens, so that memory does not grow with their number, and on a CPU with
+        several threads in as many batches side by side.
 
         A score is the sum of the label's token log-probabilities, up to one constant per review that all
         labels share: where every label is a single token without end-of-sequence, the constant is the
@@ -159,14 +164,18 @@ class Engine:
         """
         eos = (self.weights.eos_token,) if with_eos else ()
         sequences = [(*tokens, *eos) for tokens in label_tokens]
-        if torch.is_grad_enabled() or len(ids) <= _TOKENS:
+        workers = 1 if torch.is_grad_enabled() else workers_for(ids.device, len(lengths))
+        if torch.is_grad_enabled() or (workers == 1 and len(ids) <= _TOKENS):
             return self._scores(ids, lengths, sequences)
         pieces = torch.split(ids, list(lengths))
-        parts, order = [], sorted(range(len(lengths)), key=lambda i: lengths[i])
-        for batch in _token_batches(order, lengths):
+        order = sorted(range(len(lengths)), key=lambda i: lengths[i])
+
+        def scored(batch: list[int]) -> Tensor:
             own = torch.cat([pieces[i] for i in batch])
-            parts.append(self._scores(own, [lengths[i] for i in batch], sequences))
-        scores = torch.cat(parts)
+            return self._scores(own, [lengths[i] for i in batch], sequences)
+
+        tasks = [partial(scored, batch) for batch in _token_batches(order, lengths, workers)]
+        scores = torch.cat(side_by_side(tasks, workers))
         return torch.empty_like(scores).index_copy_(0, torch.tensor(order, device=ids.device), scores)
 
     def _scores(self, ids: Tensor, lengths: Sequence[int], sequences: list[tuple[int, ...]]) -> Tensor:

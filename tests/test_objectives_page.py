@@ -1,0 +1,57 @@
+"""The table of losses, from a study on the tiny base."""
+
+import sys
+from pathlib import Path
+
+import yaml
+from tiny import tiny_values
+
+from rxtone.config import load_recipe
+from rxtone.space import check_space, load_space
+from rxtone.sweep import sweep
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import objectives  # noqa: E402
+
+
+def test_the_shipped_space_fits_its_recipe_and_tries_six_losses_at_least():
+    space = load_space("objectives")
+    check_space(space, load_recipe(space.recipe))
+    assert len(space.parameters["train.loss"].choice) >= 5
+    assert space.confirm.against == {"train.loss": "token_ce", "train.class_weights": None}
+
+
+def test_a_study_becomes_a_table_with_gains_and_a_linear_model(tiny_base, tiny_table, tmp_path):
+    values = tiny_values(tiny_base, tiny_table)
+    values["train"] |= {"num_train_epochs": 2}
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+    plain = {"train.loss": "token_ce", "train.learning_rate": 1e-6}
+    spec = {
+        "recipe": str(tmp_path / "tiny.yaml"), "sampler": "grid", "pruner": "none",
+        "parameters": {"train.loss": ["token_ce", "label_ce"], "train.learning_rate": [1e-6, 0.02]},
+        "confirm": {"top": 1, "folds": 2, "seeds": 2,
+                    "against": plain},
+    }  # fmt: skip
+    (tmp_path / "space.yaml").write_text(yaml.safe_dump(spec, sort_keys=False))
+    for _ in sweep(load_space(tmp_path / "space.yaml"), load_recipe(tmp_path / "tiny.yaml"), tmp_path / "study"):
+        pass
+    page = tmp_path / "quality.md"
+    page.write_text((ROOT / "docs" / "quality.md").read_text())
+    objectives.main([str(tmp_path / "study"), "--page", str(page)])
+    text = page.read_text().partition(objectives.MARKERS[0])[2].partition(objectives.MARKERS[1])[0]
+    assert "4 settings screened on one split, 2 confirmed on 2 folds x 2 seeds, 204 reviews" in text
+    confirmed, screened = text.split("### Screened")
+    rows = {cells[1].strip(): cells for cells in (line.split("|") for line in confirmed.splitlines()) if len(cells) > 5}
+    best = next(name for name in rows if name.startswith("learning_rate=0.02") and "averaged" not in name)
+    plain, linear = rows["learning_rate=1e-06, loss=token_ce"], rows[objectives.LINEAR]
+    assert rows[best][4].strip().startswith("+")  # its gain over the setting to be beaten
+    assert plain[4].strip() == linear[4].strip() == linear[5].strip() == "–"
+    assert float(rows[f"{best}; 2 seeds averaged"][2]) > float(plain[2])
+    assert len(screened.strip().splitlines()) == 2 + 4
+
+
+def test_the_page_in_the_repository_has_its_markers():
+    text = (ROOT / "docs" / "quality.md").read_text("utf-8")
+    assert all(marker in text for marker in objectives.MARKERS)
