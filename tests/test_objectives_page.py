@@ -44,8 +44,8 @@ def test_a_study_becomes_a_table_with_gains_and_a_linear_model(tiny_base, tiny_t
     assert "4 settings screened on one split, 2 confirmed on 2 folds x 2 seeds, 204 reviews" in text
     confirmed, screened = text.split("### Screened")
     rows = {cells[1].strip(): cells for cells in (line.split("|") for line in confirmed.splitlines()) if len(cells) > 5}
-    best = next(name for name in rows if name.startswith("learning_rate=0.02") and "averaged" not in name)
-    plain, linear = rows["learning_rate=1e-06, loss=token_ce"], rows[objectives.LINEAR]
+    best = next(name for name in rows if name.endswith("learning_rate=0.02"))
+    plain, linear = rows["loss=token_ce, learning_rate=1e-06"], rows[objectives.LINEAR]
     assert rows[best][4].strip().startswith("+")  # its gain over the setting to be beaten
     assert plain[4].strip() == linear[4].strip() == linear[5].strip() == "–"
     assert float(rows[f"{best}; 2 seeds averaged"][2]) > float(plain[2])
