@@ -1,10 +1,11 @@
 """Run the measurements, the most important first, and print what was reached beside what was aimed at.
 
-    python -m benchmarks [--window 25m] [--quick] [--size base] [--threads 2]
+    python -m benchmarks [--window 25m] [--quick] [--only inference serving] [--size base] [--threads 2]
 
 Each measurement runs in an interpreter of its own, so that one's memory and threads do not reach another. None is
 begun that the window does not hold, one that outstays it is stopped, and both are listed as not measured.
-``--quick`` counts work and takes seconds of processor time. Further options go to the measurements themselves, run
+``--quick`` counts work and takes seconds of processor time. ``--only`` measures some anew and keeps what
+earlier runs wrote of the others; without names it only writes the table again. Further options go to the measurements themselves, run
 one by one: ``python -m benchmarks.training --help``.
 """
 
@@ -51,7 +52,7 @@ class Measurement:
 QUICK = (Measurement("work", 0, arguments=("--reviews", "8")),)
 WHOLE = (
     Measurement("training", 90, rounds=300),
-    Measurement("inference", 60, rounds=180),
+    Measurement("inference", 150, rounds=300),
     Measurement("memory", 50),
     Measurement("latency", 50),
     Measurement("serving", 60, arguments=("druglib-mini", "--json", str(OUT / "serving.json")), sized=False),
@@ -186,14 +187,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--window", type=seconds, default=seconds("25m"), help="such as 20m (default: 25m)")
     parser.add_argument("--quick", action="store_true", help="work counts only")
+    names = [measurement.module for measurement in WHOLE]
+    parser.add_argument("--only", nargs="*", choices=names, help="measure these, keep earlier results of the others")
     parser.add_argument("--size", choices=("small", "base"), default="base")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--shared", type=Path, default=Path("../shared"), help="reference data (%(default)s)")
     opts = parser.parse_args()
-    begun, since = time.monotonic(), time.time()
+    begun, since = time.monotonic(), time.time() if opts.only is None else 0.0
     size = "small" if opts.quick else opts.size
     outcomes = []
     for measurement in QUICK if opts.quick else WHOLE:
+        if opts.only is not None and measurement.module not in opts.only:
+            outcomes.append([measurement.module, "of an earlier run"])
+            continue
         print(f"\n== {measurement.module}", flush=True)
         words = command(measurement, size, opts.threads, opts.shared)
         outcome = run(measurement, words, opts.window - (time.monotonic() - begun))

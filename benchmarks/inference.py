@@ -1,6 +1,6 @@
 """How many reviews a second does each contender label?
 
-    python -m benchmarks.inference [--size base] [--reviews 32] [--rounds 4]
+    python -m benchmarks.inference [--size base] [--reviews 64] [--rounds 4]
 
 DrugLib prompts cut at 256 tokens. Random weights: the agreement column compares each contender's labels with
 those of transformers in bf16 and says whether the same computation was done, not how good the labels are.
@@ -34,7 +34,7 @@ OWN_INT8 = "rxtone int8"
 
 def main() -> None:
     """Measure, print and write."""
-    bench = set_up(__doc__, reviews=32, rounds=4)
+    bench = set_up(__doc__, reviews=64, rounds=4)
     folder, prompts, opts = bench.folder, bench.prompts, bench.opts
     half, threads = peers.load_base(folder, torch.bfloat16).eval(), opts.threads
     timings = interleave(
