@@ -5,8 +5,8 @@
 Each measurement runs in an interpreter of its own, so that one's memory and threads do not reach another. None is
 begun that the window does not hold, one that outstays it is stopped, and both are listed as not measured.
 ``--quick`` counts work and takes seconds of processor time. ``--only`` measures some anew and keeps what
-earlier runs wrote of the others; without names it only writes the table again. Further options go to the measurements themselves, run
-one by one: ``python -m benchmarks.training --help``.
+earlier runs wrote of the others; without names it only writes the table again. Further options go to the
+measurements themselves, run one by one: ``python -m benchmarks.training --help``.
 """
 
 from __future__ import annotations
