@@ -62,7 +62,7 @@ def results_table(record: dict[str, Any]) -> Table:
         low, high = row["interval"]
         table.add_row(
             str(row["trial"]), Text(_settings(row["settings"])), f"{row['mean']:.3f}", f"{low:.3f} to {high:.3f}",
-            "–" if row["sd"] is None else f"{row['sd']:.3f}", f"{row['probability_best']:.0%}",
+            "–" if row["sd"] is None else f"{row['sd']:.3f}", f"{row['probability_best']:.0%}" if len(record["settings"]) > 1 else "–",
             *([] if against is None else [_gain(row["gain"])]),
         )  # fmt: skip
     return table
