@@ -1,6 +1,7 @@
 import json
 import shutil
 
+import numpy as np
 import polars as pl
 import pytest
 from safetensors.torch import load_file
@@ -183,6 +184,33 @@ def test_both_forms_are_evaluated_where_both_are_trained(tiny_base, tiny_table, 
     metrics = json.loads((run.evaluation / "metrics.json").read_text())
     assert metrics["free_text"]["n"] == metrics["n"]
     assert metrics["free_text"]["macro_f1"] >= 0.6
+
+
+def test_the_reload_is_compared_with_the_same_rows_in_the_same_batch(tiny_base, tiny_table, tmp_path, monkeypatch):
+    """In bf16 the scores of a review depend on those beside it, by more than the tolerance once in a while."""
+    scored, compared = [], []
+
+    def score_dataset(scorer, dataset, *args, **kwargs):
+        scored.append([row.tolist() for row in dataset.prompts])
+        return real(scorer, dataset, *args, **kwargs)
+
+    def check_reload(adapter, base, reviews, trained, precision):
+        classifier = load(adapter, base=base, precision=precision, merged=False)
+        compared.append((reviews, trained, classifier.score(reviews).log_probs))
+        return {"rows": len(reviews)}
+
+    real = pipeline.score_dataset
+    monkeypatch.setattr(pipeline, "score_dataset", score_dataset)
+    monkeypatch.setattr(pipeline, "check_reload", check_reload)
+    read = recipe(
+        tiny_base, tiny_table, model={"precision": "bf16"}, train={"max_steps": 3},
+        evaluation={"reload_check": True, "enabled": False},
+    )  # fmt: skip
+    list(pipeline.train(read, tmp_path / "run"))
+    [(reviews, trained, reloaded)] = compared
+    assert len(reviews) == len(scored[-1]) == pipeline.CANARIES < len(scored[0])
+    assert scored[-1] == scored[0][: len(reviews)]
+    assert np.array_equal(trained, reloaded)
 
 
 @pytest.mark.parametrize("variant", ["rslora", "dora", "pissa"])

@@ -62,10 +62,16 @@ def test_the_table_shows_what_runs_and_the_best_that_ended():
 
 def test_the_confirmed_settings_are_printed():
     console = Console(file=io.StringIO(), width=140)
-    console.print(results_table(RECORD))
+    console.print(results_table(RECORD | {"settings": [ROW, ROW | {"trial": 4}]}))
     text = console.file.getvalue()
     for words in ("confirmed on 5 folds x 3 seeds, 100 reviews", "r=8, target_modules=[q, v]", "0.650", "88%", "–"):
         assert words in text
+
+
+def test_a_setting_without_a_rival_has_no_chance_of_being_best():
+    console = Console(file=io.StringIO(), width=140)
+    console.print(results_table(RECORD | {"settings": [ROW]}))
+    assert "%" not in console.file.getvalue().replace("95% interval", "")
 
 
 def test_the_gain_over_the_setting_to_be_beaten_is_printed_and_one_seed_is_told():

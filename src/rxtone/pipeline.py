@@ -6,9 +6,11 @@ and nobody is called back.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from rxtone.artefacts import environment_record, write_evaluation
 from rxtone.config import Recipe, aspect_recipe, dump_recipe, load_recipe
@@ -39,7 +41,6 @@ from rxtone.training.processes import join_processes, leave_processes
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    import numpy as np
     from peft import PeftModel
 
     from rxtone.evaluation.evaluate import Evaluation
@@ -205,7 +206,10 @@ def _train_adapter(recipe: Recipe, run: RunFolder, team: Processes, stop: Stop) 
     check = None
     if recipe.evaluation.reload_check:
         canaries = prepared.validation[:CANARIES]
-        check = check_reload(run.adapter, recipe.model.base, canaries, log_probs[:CANARIES], base.precision)
+        # By themselves, as the fresh process scores them: in bf16 a review's scores depend on those beside it.
+        alone = replace(data, validation=data.validation.part(np.arange(len(canaries))))
+        trained = log_probabilities(validation_scores(scorer, alone))
+        check = check_reload(run.adapter, recipe.model.base, canaries, trained, base.precision)
         yield Reloaded(check)
     write_json(run.environment, environment_record(run, base, summary, check) | {"policy": fitted.to_dict()})
 

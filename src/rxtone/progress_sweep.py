@@ -60,9 +60,10 @@ def results_table(record: dict[str, Any]) -> Table:
         table.add_column(f"gain over trial {against}", justify="right")
     for row in record["settings"]:
         low, high = row["interval"]
+        chance = f"{row['probability_best']:.0%}" if len(record["settings"]) > 1 else "–"  # no rival, no chance
         table.add_row(
             str(row["trial"]), Text(_settings(row["settings"])), f"{row['mean']:.3f}", f"{low:.3f} to {high:.3f}",
-            "–" if row["sd"] is None else f"{row['sd']:.3f}", f"{row['probability_best']:.0%}",
+            "–" if row["sd"] is None else f"{row['sd']:.3f}", chance,
             *([] if against is None else [_gain(row["gain"])]),
         )  # fmt: skip
     return table

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 TOLERANCE = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 1e-2, "8bit": 2e-2, "4bit": 2e-2}
 """Largest probability change allowed between the trained model and its reloaded copy. The same code
-runs on the same rows, so the true change is near zero; the room is for kernels that differ by thread
-count and batch."""
+runs on the same rows in the same batches, so the true change is near zero; the room is for kernels that differ by
+thread count."""
 
 
 def check_reload(

@@ -79,12 +79,16 @@ def test_findings_are_words_with_the_gravest_first() -> None:
 def test_prompts_and_probabilities_add_lengths_and_suspects() -> None:
     prompts = [Prompt((1,) * 5, 5)] * 5 + [Prompt((1,) * 5, 8, {"Text": 4})]
     probabilities = np.array([[0.9, 0.1], [0.9, 0.1], [0.1, 0.9], [0.05, 0.95], [0.9, 0.1], [0.1, 0.9]])
-    part = audit_of(train=replace(TRAIN, prompts=prompts, probabilities=probabilities)).parts["train"]
+    found = audit_of(train=replace(TRAIN, prompts=prompts, probabilities=probabilities))
+    part = found.parts["train"]
     assert part.lengths is not None
     assert (part.lengths.truncated_rows, part.lengths.cut_tokens) == (1, {"Text": 4})
     assert part.suspects is not None
     assert [(suspect.row, suspect.label, suspect.suggested) for suspect in part.suspects] == [(4, "good", "bad")]
     assert part.rule_variants[0].accuracy == 0.833333
+    # Of two labels none is more than one step from the other, so steps are not spoken of.
+    said = "train: labels that contradict a model that did not see them: 1 (16.7%); read the first ones."
+    assert said in [finding.text for finding in found.findings]
 
 
 def test_an_audit_is_json() -> None:

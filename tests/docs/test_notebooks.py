@@ -1,7 +1,9 @@
 """The stored notebooks as a reader finds them, without executing anything (`make test-docs` does that)."""
 
 import copy
+import re
 
+import numpy as np
 import pytest
 from docs.run_notebooks import ALL_BYTES, NOTEBOOK_BYTES, TUTORIAL, faults, read
 
@@ -42,6 +44,58 @@ def test_a_stored_notebook_can_be_read_without_running_it(path):
         assert cell["outputs"][0]["text"] == ["no answer yet\n"]
     for cell in solutions:
         assert cell["outputs"][-1]["text"][-1] == "right\n"
+
+
+def cells_of(path):
+    return ["".join(cell["source"]) for cell in read(path)["cells"] if cell["cell_type"] == "code"]
+
+
+def check_of(path):
+    """`check` as the set-up cell defines it, without the imports of the cell."""
+    names = {"np": np}
+    exec(cells_of(path)[0].partition("class TryAgain")[1] + cells_of(path)[0].partition("class TryAgain")[2], names)
+    return names["check"], names["TryAgain"]
+
+
+def test_every_chapter_has_the_same_set_up_cell():
+    assert len({cells_of(path)[0] for path in NOTEBOOKS}) == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "right", "said"),
+    [
+        (5, 12, "5 is too small"),
+        (54.3, 0.543, "54.3 is too large"),
+        ([40, 10, 40], [10, 40, 40], "[40, 10, 40] is not right"),
+        (True, False, "True is not right"),
+        ("12", 12, "'12': expected a number"),
+        ([1, 2], [1, 2, 3], "[1, 2]: expected a list of 3 numbers"),
+        ([12], 12, "[12]: expected a number"),
+        (None, 12, "None: expected a number"),
+    ],
+)
+def test_a_wrong_answer_is_told_in_one_line_that_does_not_show_the_right_one(answer, right, said):
+    check, try_again = check_of(NOTEBOOKS[0])
+    with pytest.raises(try_again) as caught:
+        check(answer, right)
+    assert str(caught.value) == said
+    assert caught.value._render_traceback_() == [said]  # what Jupyter shows
+
+
+def test_a_right_answer_is_told_and_three_dots_are_none(capsys):
+    check, _ = check_of(NOTEBOOKS[0])
+    for answer, right in ((12, 12), (0.5, 0.504), ([1, 2], [1, 2]), (np.float32(2), 2), (False, False), (..., 12)):
+        check(answer, right, tolerance=0.005)
+    assert capsys.readouterr().out == "right\n" * 5 + "no answer yet\n"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_chapter_can_be_run_again(path):
+    """A run and an export want a new folder, so a cell removes what it left there before."""
+    for source in cells_of(path):
+        made = re.findall(r'(?:rxtone\.train\(|rxtone export ).*?(?:out=(f?"[^"]+")|-o (\w+))', source, re.DOTALL)
+        for quoted, word in made:
+            assert f"shutil.rmtree({quoted or repr(word)}".replace("'", '"') in source
 
 
 def test_all_together_stay_small():

@@ -63,8 +63,9 @@ def test_the_pareto_front_holds_what_nothing_beats():
 def test_the_page_shows_all_and_runs_nothing():
     row = {"trial": 3, "settings": {"lora.r": 8}, "screened_macro_f1": 0.66, "mean": 0.641, "sd": 0.02, "runs": [0.6],
            "interval": [0.621, 0.661], "probability_best": 0.7, "lead": [-0.01, 0.03],
-           "per_class_f1": {"positive": 0.7, "negative": 0.6}}  # fmt: skip
-    record = {"seeds": [1, 2], "folds": 3, "reviews": 1234, "labels": LABELS, "settings": [row, row | {"trial": 4}]}
+           "accuracy": 0.68, "per_class_f1": {"positive": 0.7, "negative": 0.6}}  # fmt: skip
+    record = {"seeds": [1, 2], "folds": 3, "reviews": 1234, "labels": LABELS, "against": None,
+              "settings": [row, row | {"trial": 4}]}  # fmt: skip
     page = render_study(context(confirmation=record), table())
     assert "<script" not in page
     assert "&lt;script&gt;" in page
@@ -74,6 +75,10 @@ def test_the_page_shows_all_and_runs_nothing():
     for words in ("0.641", "0.621 to 0.661", "70.0%", "14 trials complete, 1 pruned, 1 failed", "1,234 reviews"):
         assert words in page
     assert page.count("<svg") == 1 + 2 + 1 + 1 + 3 + 3  # confirmed, history and curves, importance, parallel, 3 + 3
+    assert "Each of these 2 settings" in page
+    alone = render_study(context(confirmation=record | {"settings": [row]}), table())
+    assert "The best setting was trained again" in alone
+    assert "70.0%" not in alone  # without a rival there is no chance of being best
 
 
 @pytest.mark.parametrize("rows", [0, 1])

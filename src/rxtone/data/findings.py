@@ -128,7 +128,8 @@ def _suspects(name: str, part: PartAudit) -> Iterator[Finding]:
             "warning",
             "suspects",
             f"{name}: labels that contradict a model that did not see them: {len(part.suspects):,} "
-            f"({len(part.suspects) / part.rows:.1%}), by more than one step: {far:,}; read the first ones.",
+            f"({len(part.suspects) / part.rows:.1%}){f', by more than one step: {far:,}' if far else ''}; "
+            "read the first ones.",  # two labels are never more than one step apart
         )
 
 
