@@ -4,9 +4,11 @@ import contextlib
 import csv
 import io
 import re
+import shlex
 import shutil
 from pathlib import Path
 
+import doc_commands
 import pytest
 import torch
 import yaml
@@ -76,6 +78,21 @@ def test_a_notebooks_adapter_gives_the_notebooks_probabilities(place):
     assert (place / "notebook-adapter" / "adapter_model.safetensors").is_file()
     run = api.train("notebook.yaml", out="runs/first")
     assert (run.adapter / "classifier.json").is_file()
+
+
+def test_the_commands_for_a_notebooks_adapter_run(place, monkeypatch, capsys):
+    write_recipes("notebook.md", place)
+    execute("notebook.md", place)
+    for name in ("more-reviews.csv", "new.csv"):
+        shutil.copy("reviews.csv", name)
+    lines = [shlex.split(line) for block in blocks("notebook.md", "sh") for line in block.splitlines()]
+    for words in lines:
+        if words[1] == "serve":  # never ends; tests/serving runs it
+            continue
+        doc_commands.run(words, [], monkeypatch, capsys)
+    assert [words[1] for words in lines] == ["evaluate", "predict", "serve", "export"]
+    assert Path("out.parquet").is_file()
+    assert Path("exported/model.safetensors").is_file()
 
 
 def test_an_adapter_of_rxtone_opens_in_plain_peft(place):
