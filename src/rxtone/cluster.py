@@ -106,7 +106,7 @@ def _trials(bench: Bench, store: _Store, options: dict[str, float], study: Study
             for task in ready:
                 yield from _hear(study, store, options, running, task)
     finally:
-        for task in running:
+        for task in running if ray.is_initialized() else ():  # else they ended with the session
             ray.cancel(task, force=True)
 
 
@@ -197,7 +197,7 @@ def _folds(
                 cause = error.cause
                 raise (cause if isinstance(cause, Exception) else error) from None
     finally:
-        for ref in waiting:
+        for ref in waiting if ray.is_initialized() else ():
             ray.cancel(ref, force=True)
 
 

@@ -256,7 +256,9 @@ def test_the_command_labels_on_a_cluster(call, cluster, table, tiny_run, tmp_pat
     check_same(out, tmp_path / "local.jsonl")
 
 
-def test_more_than_this_machine_has_is_refused():
+def test_more_than_this_machine_has_is_refused(monkeypatch):
+    # A cluster that Ray starts here switches this process to tokens for good, which the cluster of the tests has not.
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     told = r"--cpus 1 --gpus 99: this machine has \d+ CPUs, \d GPUs; ask for less"
     with pytest.raises(RecipeError, match=told), ray_labels(gpus=99):
         pass
@@ -274,3 +276,11 @@ def test_a_cluster_that_is_not_there_is_told_soon(call, tiny_run, table, tmp_pat
     assert err.startswith(f"error: --address {address}: the cluster cannot be reached: ")
     assert err.count("\n") == 1
     assert time.monotonic() - started < 20
+
+
+def test_work_that_is_dropped_after_the_session_does_not_connect_again(classifier, cluster, table, tmp_path):
+    with ray_labels(address=cluster.address) as runner:
+        events = predict_tables(classifier, [str(table)], tmp_path / "out.csv", chunk_rows=20, runner=runner)
+        next(events)
+    events.close()
+    assert not ray.is_initialized()

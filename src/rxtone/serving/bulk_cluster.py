@@ -123,8 +123,9 @@ def _label(
                     left -= 1
                     yield answer
     finally:
-        for worker in [*pool.workers, *pool.opening.values()]:
-            ray.kill(worker)
+        if ray.is_initialized():  # else the processes ended with the session, and Ray would connect again to kill them
+            for worker in [*pool.workers, *pool.opening.values()]:
+                ray.kill(worker)
 
 
 def _done_until_next(works: Iterator[Work], ahead: deque[_Out]) -> Iterator[Work]:
