@@ -20,19 +20,19 @@ pytestmark = [
 
 
 def test_a_packed_base_is_the_base_and_shares_its_memory(tiny_base):
-    from rxtone.cluster import pack_base, unpack_base
+    from rxtone.model.packed import pack_base, unpack_base
 
     for precision in ("fp32", "bf16"):
         base = load_base(str(tiny_base), precision=precision)
         packed = pack_base(base)
-        for array in packed.weights.values():
+        for array in packed.weights.arrays.values():
             array.flags.writeable = False  # as in the object store
         found = unpack_base(packed)
         state = found.model.state_dict()
         assert list(state) == list(base.model.state_dict())
         assert all(torch.equal(state[name], tensor) for name, tensor in base.model.state_dict().items())
         assert {str(tensor.dtype) for tensor in state.values()} == {str(next(base.model.parameters()).dtype)}
-        weight = packed.weights["encoder.block.0.layer.0.SelfAttention.q.weight"]
+        weight = packed.weights.arrays["encoder.block.0.layer.0.SelfAttention.q.weight"]
         own = found.model.encoder.block[0].layer[0].SelfAttention.q.weight
         assert weight.ctypes.data == own.data_ptr()
         ids = torch.arange(3, 13)[None]

@@ -41,6 +41,22 @@ CoverageOption = Annotated[
     float | None,
     typer.Option("--coverage", min=0.0, max=1.0, help="Name sets of labels that hold the true one this often."),
 ]
+EngineOption = Annotated[str, typer.Option(help="local, or ray (extra `cluster`).")]
+AddressOption = Annotated[str | None, typer.Option(help="With ray: the cluster; a new local one if none.")]
+
+
+def check_engine(engine: str) -> None:
+    """Refuse an `--engine` that there is not.
+
+    Args:
+        engine: What the user gave.
+
+    Raises:
+        RecipeError: If it is neither `local` nor `ray`.
+    """
+    if engine not in {"local", "ray"}:
+        msg = f"--engine: expected local or ray, got {engine!r}"
+        raise RecipeError(msg)
 
 
 def load_classifier(run: str, base: str | None, recipe: str | None, precision: str | None = None) -> Classifier:

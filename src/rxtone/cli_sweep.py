@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from rxtone.cli_options import SetOption
+from rxtone.cli_options import AddressOption, EngineOption, SetOption, check_engine
 from rxtone.errors import RecipeError
 
 
@@ -19,8 +19,8 @@ def sweep(
     out: Annotated[Path | None, typer.Option("--out", help="Folder of the study; runs/sweep-SPACE if none.")] = None,
     trials: Annotated[int | None, typer.Option(min=1, help="Settings to try; the space's number if none.")] = None,
     together: Annotated[int, typer.Option(min=1, help="Settings trained at once through one forward.")] = 1,
-    engine: Annotated[str, typer.Option(help="local, or ray (extra `cluster`).")] = "local",
-    address: Annotated[str | None, typer.Option(help="With ray: the cluster; a new local one if none.")] = None,
+    engine: EngineOption = "local",
+    address: AddressOption = None,
     cpus: Annotated[float, typer.Option(min=0, help="With ray: CPUs per trial.")] = 1,
     gpus: Annotated[float, typer.Option(min=0, help="With ray: GPUs per trial, a fraction shares one.")] = 0,
     storage: Annotated[str | None, typer.Option(help="Optuna URL that several machines share.")] = None,
@@ -38,9 +38,7 @@ def sweep(
     from rxtone.stopping import stop_on_signals
     from rxtone.sweep import sweep as search
 
-    if engine not in {"local", "ray"}:
-        msg = f"--engine: expected local or ray, got {engine!r}"
-        raise RecipeError(msg)
+    check_engine(engine)
     if engine == "ray" and together > 1:
         msg = "--together trains several settings in one process, --engine ray one in each; choose one of them"
         raise RecipeError(msg)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from dataclasses import asdict
@@ -11,14 +12,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rxtone.cli_options import (
+    AddressOption,
     BaseOption,
     ConfidenceOption,
     CoverageOption,
+    EngineOption,
     LogJsonOption,
     PrecisionOption,
     RecipeOption,
     RunArgument,
     TargetOption,
+    check_engine,
     decided,
     load_classifier,
 )
@@ -26,6 +30,7 @@ from rxtone.errors import RecipeError
 
 if TYPE_CHECKING:
     from rxtone.classifier import Classifier
+    from rxtone.serving.bulk_labels import Runner
 
 
 def predict(
@@ -41,6 +46,10 @@ def predict(
     strict: Annotated[bool, typer.Option("--strict", help="Stop at any bad row instead of naming it aside.")] = False,
     safe_cells: Annotated[bool, typer.Option("--safe-cells", help="Disarm cells a spreadsheet would compute.")] = False,
     restart: Annotated[bool, typer.Option("--restart", help="Drop unfinished parts of another job.")] = False,
+    engine: EngineOption = "local",
+    address: AddressOption = None,
+    cpus: Annotated[float, typer.Option(min=0, help="With ray: CPUs per process that labels.")] = 1,
+    gpus: Annotated[float, typer.Option(min=0, help="With ray: GPUs per process, a fraction shares one.")] = 0,
     base: BaseOption = None,
     recipe: RecipeOption = None,
     precision: PrecisionOption = None,
@@ -49,16 +58,30 @@ def predict(
     if bool(inputs) == bool(text) or bool(inputs) != bool(output):
         msg = "predict: give either INPUT with -o OUTPUT, or --text TEXT"
         raise RecipeError(msg)
+    check_engine(engine)
+    if engine == "ray" and not output:
+        msg = "--engine ray labels tables; leave it out with --text"
+        raise RecipeError(msg)
     if output:
         from rxtone.serving.bulk import check_output
 
         check_output(output)
-    classifier = load_classifier(run, base, recipe, precision)
-    classifier = decided(classifier, min_confidence, target_precision, coverage)
-    if inputs and output:
-        _predict_tables(classifier, inputs, output, batch_size, strict=strict, safe_cells=safe_cells, restart=restart)
-    else:
-        _predict_texts(classifier, text or [], as_json=as_json)
+    with contextlib.ExitStack() as stack:
+        runner = None
+        if engine == "ray":
+            from rxtone.serving.bulk_cluster import ray_labels
+
+            # Before the model is loaded and the table read: a cluster that is not there is told at once.
+            runner = stack.enter_context(ray_labels(address=address, cpus=cpus, gpus=gpus))
+        classifier = load_classifier(run, base, recipe, precision)
+        classifier = decided(classifier, min_confidence, target_precision, coverage)
+        if inputs and output:
+            _predict_tables(
+                classifier, inputs, output, batch_size, strict=strict, safe_cells=safe_cells, restart=restart,
+                runner=runner,
+            )  # fmt: skip
+        else:
+            _predict_texts(classifier, text or [], as_json=as_json)
 
 
 def _predict_tables(
@@ -70,12 +93,15 @@ def _predict_tables(
     strict: bool,
     safe_cells: bool,
     restart: bool,
+    runner: Runner | None,
 ) -> None:
     from rxtone.serving.bulk import BulkDone, predict_tables
+    from rxtone.serving.bulk_labels import label_here
 
     events = predict_tables(
-        classifier, inputs, output, batch_size=batch_size, strict=strict, safe_cells=safe_cells, restart=restart
-    )
+        classifier, inputs, output, batch_size=batch_size, strict=strict, safe_cells=safe_cells, restart=restart,
+        runner=runner or label_here,
+    )  # fmt: skip
     for event in events:
         if isinstance(event, BulkDone):
             aside = f"; {event.rejected} bad rows -> {event.rejected_path}" if event.rejected else ""

@@ -8,21 +8,15 @@ weights and tokens lie in the object store, once per node, and are read in place
 from __future__ import annotations
 
 import contextlib
-import logging
-import os
 import tempfile
-import warnings
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from tokenizers import Tokenizer
-from transformers import T5Config, T5ForConditionalGeneration
-
-from rxtone.errors import RecipeError, RunError
-from rxtone.model.base import Base, BaseIdentity, default_device
+from rxtone.errors import RunError
+from rxtone.model.packed import PackedBase, pack_base, unpack_base
+from rxtone.ray_session import check_room, ray_session, slots
 from rxtone.study import Job, Study, beat, clear_trial, finish, next_job, report
 from rxtone.study_table import write_table
 from rxtone.sweep import Runner, failed
@@ -44,8 +38,6 @@ from rxtone.trials import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    import numpy as np
-
     from rxtone.config import Recipe
     from rxtone.confirmation import FoldJob
     from rxtone.preparation import Prepared
@@ -53,73 +45,6 @@ if TYPE_CHECKING:
 ATTEMPTS = 5
 """Nodes that a trial may lose before it counts as failed: it may be what kills them."""
 WAIT_SECONDS = 5.0
-
-
-@dataclass(frozen=True)
-class PackedBase:
-    """A base as the object store keeps it: numpy arrays are shared by all processes of a node.
-
-    Attributes:
-        config: The T5 config.
-        weights: Name -> values; bf16 as the int16 of the same bits, which numpy knows.
-        dtypes: Name -> name of the torch type.
-        tokenizer: The tokenizer's JSON.
-        identity: Which base this is.
-        precision: Of its weights.
-    """
-
-    config: dict[str, Any]
-    weights: dict[str, np.ndarray]
-    dtypes: dict[str, str]
-    tokenizer: str
-    identity: BaseIdentity
-    precision: str
-
-
-def pack_base(base: Base) -> PackedBase:
-    """A loaded base in a form that is shared, not copied."""
-    state: dict[str, torch.Tensor] = {}
-    seen: set[int] = set()
-    for name, tensor in base.model.state_dict().items():
-        if tensor.data_ptr() not in seen:  # the embedding goes by three names, and would be stored three times
-            seen.add(tensor.data_ptr())
-            state[name] = tensor.detach().cpu().contiguous()
-    return PackedBase(
-        base.model.config.to_dict(),
-        {
-            name: (tensor.view(torch.int16) if tensor.dtype is torch.bfloat16 else tensor).numpy()
-            for name, tensor in state.items()
-        },
-        {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in state.items()},
-        base.tokenizer.to_str(),
-        base.identity,
-        base.precision,
-    )
-
-
-def unpack_base(packed: PackedBase) -> Base:
-    """A base whose weights are the shared arrays themselves (on a GPU: a copy there).
-
-    Args:
-        packed: What `pack_base` gave, perhaps read from the object store, where it cannot be written to.
-
-    Returns:
-        The base, frozen: nothing writes to its weights.
-    """
-    with torch.device("meta"):
-        model = T5ForConditionalGeneration(T5Config(**packed.config))
-    state = {}
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The given buffer is not writable", UserWarning)  # nor is it written to
-        for name, array in packed.weights.items():
-            flat = torch.frombuffer(array.data.cast("B"), dtype=getattr(torch, packed.dtypes[name]))
-            state[name] = flat.view(array.shape)
-    model.load_state_dict(state, assign=True, strict=False)  # tied weights come next
-    model.tie_weights()
-    model.requires_grad_(requires_grad=False)
-    model.eval()
-    model.to(default_device())  # type: ignore[arg-type]  # transformers' stub of nn.Module.to
-    return Base(model, Tokenizer.from_str(packed.tokenizer), packed.identity, packed.precision)
 
 
 @contextlib.contextmanager
@@ -137,29 +62,12 @@ def ray_runner(*, address: str | None = None, cpus: float = 1, gpus: float = 0) 
     Raises:
         RecipeError: If Ray is not installed or the cluster cannot be reached.
     """
-    try:
-        import ray
-    except ImportError:
-        msg = "--engine ray: ray is not installed; install rxtone[cluster]"
-        raise RecipeError(msg) from None
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster started here reports to nobody
-    here = not ray.is_initialized()
-    if here:
-        try:
-            dashboard = False if address is None else None  # a cluster that stands has its own
-            ray.init(address=address, include_dashboard=dashboard, log_to_driver=False, logging_level=logging.ERROR)
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:300]
-            msg = f"--address {address}: the cluster cannot be reached: {reason}"
-            raise RecipeError(msg) from None
     bench = open_bench()
-    store = _once_each(bench)
     options = {"num_cpus": cpus, "num_gpus": gpus}
-    try:
+    with ray_session(address):
+        check_room(options, address)
+        store = _once_each(bench)
         yield Runner(partial(_trials, bench, store, options), partial(_folds, bench, store, options))
-    finally:
-        if here:
-            ray.shutdown()
 
 
 @dataclass(frozen=True)
@@ -198,13 +106,13 @@ def _trials(bench: Bench, store: _Store, options: dict[str, float], study: Study
             for task in ready:
                 yield from _hear(study, store, options, running, task)
     finally:
-        for task in running:
+        for task in running if ray.is_initialized() else ():  # else they ended with the session
             ray.cancel(task, force=True)
 
 
 def _fill(study: Study, store: _Store, options: dict[str, float], running: dict[Any, _Running]) -> Iterator[SweepEvent]:
     """Send settings out until the cluster is full or there are none."""
-    while len(running) < _slots(options) and (job := next_job(study)) is not None:
+    while len(running) < slots(options) and (job := next_job(study)) is not None:
         track = log_trial(job.recipe, clear_trial(study.folder, job.number))
         running[_send(store, options, job.recipe)] = _Running(job, track)
         yield TrialStarted(job.number, job.settings)
@@ -289,7 +197,7 @@ def _folds(
                 cause = error.cause
                 raise (cause if isinstance(cause, Exception) else error) from None
     finally:
-        for ref in waiting:
+        for ref in waiting if ray.is_initialized() else ():
             ray.cancel(ref, force=True)
 
 
@@ -316,19 +224,6 @@ def _run_fold(packed: PackedBase, prepared: Prepared, recipe: Recipe, seed: int,
 def _nothing(recipe: Recipe) -> Any:
     msg = f"not needed on a node: {recipe.data.train}"
     raise RunError(msg)
-
-
-def _slots(options: dict[str, float]) -> int:
-    """Trials that the cluster can hold now, nodes that came and went included."""
-    import ray
-
-    there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    fits = [
-        int(there.get(name, 0.0) // options[option])
-        for name, option in (("CPU", "num_cpus"), ("GPU", "num_gpus"))
-        if options[option]
-    ]
-    return max(1, min(fits, default=1))  # at least one: Ray keeps it until a node comes
 
 
 def _once_each(bench: Bench) -> _Store:

@@ -319,6 +319,22 @@ def test_killed_a_hundred_times_every_row_is_there_once(tiny_run, tmp_path):
     run_killed(tiny_run, tmp_path, 100)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["in.csv", "-o", "OUT", "--engine", "dask"], "--engine: expected local or ray, got 'dask'"),
+        (["--text", "great", "--engine", "ray"], "--engine ray labels tables; leave it out with --text"),
+        (["in.csv", "-o", "OUT", "--engine", "ray"], "--engine ray: ray is not installed; install rxtone[cluster]"),
+    ],
+)
+def test_engines_that_cannot_be_had_are_refused_before_the_work(call, monkeypatch, tmp_path, options, message):
+    monkeypatch.setitem(sys.modules, "ray", None)  # as where it is not installed
+    words = [str(tmp_path / "out.csv") if word == "OUT" else word for word in options]
+    code, _, err = call("predict", "no-such-run", *words)
+    assert (code, err) == (2, f"error: {message}\n")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_check_output_names_the_formats(tmp_path):
     with pytest.raises(RecipeError, match=r"expected a name ending in .csv, .tsv, .jsonl, .parquet, got .xlsx"):
         check_output(tmp_path / "out.xlsx")

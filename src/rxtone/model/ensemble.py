@@ -38,7 +38,7 @@ class Ensemble(torch.nn.Module):
         self.config = model.config
         self.adapters = tuple(adapters)
         self._label_tokens = label_tokens
-        self._engine = engine
+        self.engine = engine
 
     def score(self, dataset: ReviewDataset, batch_size: int) -> np.ndarray:
         """Score every review of a dataset.
@@ -54,7 +54,7 @@ class Ensemble(torch.nn.Module):
         for name in self.adapters:
             self.model.set_adapter(name)
             self.model.requires_grad_(requires_grad=False)
-            scorer, _ = plan_scorer(self.model, self._engine)  # planned anew: it reads the active adapter
+            scorer, _ = plan_scorer(self.model, self.engine)  # planned anew: it reads the active adapter
             pad = int(self.config.pad_token_id)
             scores = score_dataset(scorer, dataset, self._label_tokens, batch_size=batch_size, pad_token_id=pad)
             parts.append(log_probabilities(scores))

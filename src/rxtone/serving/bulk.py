@@ -1,11 +1,12 @@
 """Tables in, the same rows with predictions out; larger than memory, resumable, nothing lost.
 
-`predict_tables` streams: it reads a chunk, labels it, stores it as a part and yields an event, so that the
+`predict_tables` streams: it reads chunks, has them labelled, stores each as a part and yields an event, so that the
 caller draws progress, logs or stops. `predict_table` does one small table in memory.
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,14 +22,14 @@ from rxtone.errors import DataError, RecipeError, RunError
 from rxtone.run import atomic_path
 from rxtone.serving.bulk_inputs import (
     SUFFIXES,
-    Chunk,
     Source,
     read_chunks,
     rejected_path,
     resolve_inputs,
     source_sha256,
 )
-from rxtone.serving.bulk_parts import Job, open_parts
+from rxtone.serving.bulk_labels import Ask, Runner, Work, label_here
+from rxtone.serving.bulk_parts import Job, Parts, open_parts
 from rxtone.serving.bulk_rows import check_safe_cells, fingerprint, output_columns, with_predictions, write_frame
 
 if TYPE_CHECKING:
@@ -104,8 +105,9 @@ def predict_tables(
     strict: bool = False,
     safe_cells: bool = False,
     restart: bool = False,
+    runner: Runner = label_here,
 ) -> Iterator[ChunkDone | BulkDone]:
-    """Predict every row of many or large tables; memory holds one chunk.
+    """Predict every row of many or large tables; memory holds one chunk, or as many as the runner has in hand.
 
     The inputs are read once before the work, to count rows and find faults, and once for it. A call that was
     interrupted, even killed, is continued by the same call: finished chunks stay in `OUTPUT.parts`.
@@ -123,9 +125,11 @@ def predict_tables(
         safe_cells: Put an apostrophe before cells that a spreadsheet would compute (`=`, `+`, `-`, `@`); CSV
             and TSV only. Without it every cell is as in the input.
         restart: Drop the unfinished parts of another job on this output.
+        runner: Where chunks are labelled: in this process, or on a cluster (`bulk_cluster.ray_labels`). The output
+            is the same, and so is the job: either goes on where the other stopped.
 
     Yields:
-        `ChunkDone` for each chunk, then `BulkDone`.
+        `ChunkDone` for each chunk as it is done, then `BulkDone`.
 
     Raises:
         DataError: If an input cannot be read, or `strict` finds bad rows.
@@ -146,20 +150,18 @@ def predict_tables(
     )  # fmt: skip
     progress = _Progress(sum(scan.rows for scan in scans), time.perf_counter())
     with open_parts(output, job, restart=restart) as parts:
-        index = 0
-        for scan in scans:
-            for chunk in read_chunks(scan.source, list(text_fields.values()), chunk_rows, columns):
-                resumed = parts.done(index)
-                if not resumed:
-                    frame = _label(classifier, chunk, scan.source.name, batch_size, min_confidence)
-                    parts.commit(index, frame, scan.source.name, chunk.rejected)
-                index += 1
-                progress = progress.after(chunk.rows, resumed=resumed)
-                yield progress.event(scan.source.name, chunk, resumed=resumed)
-            if _stamp(scan.source) != scan.stamp:
-                msg = f"{scan.source.name}: changed while it was read; start again with --restart"
-                raise RunError(msg)
-        parts.join(index)
+        works = _works(scans, parts, list(text_fields.values()), columns)
+        ask = Ask(batch_size, min_confidence, sum(-(-scan.rows // chunk_rows) for scan in scans))
+        with contextlib.closing(runner(classifier, works, ask)) as labelled:
+            for work, predictions in labelled:
+                if predictions is not None:
+                    frame = with_predictions(
+                        work.chunk.frame, predictions, classifier.labels, sets=classifier.label_sets
+                    )
+                    parts.commit(work.index, frame, work.source, work.chunk.rejected)
+                progress = progress.after(work.chunk.rows, resumed=work.done)
+                yield progress.event(work)
+        parts.join(ask.chunks)
     rejected = sum(scan.rejected for scan in scans)
     where = rejected_path(output) if rejected else None
     yield BulkDone(output, progress.total - rejected, rejected, where, time.perf_counter() - progress.started)
@@ -227,11 +229,24 @@ class _Progress:
     def after(self, rows: int, *, resumed: bool) -> _Progress:
         return replace(self, done=self.done + rows, labelled=self.labelled + (0 if resumed else rows))
 
-    def event(self, source: str, chunk: Chunk, *, resumed: bool) -> ChunkDone:
+    def event(self, work: Work) -> ChunkDone:
         left = None
         if self.labelled:
             left = (time.perf_counter() - self.started) / self.labelled * (self.total - self.done)
-        return ChunkDone(source, chunk.rows, len(chunk.rejected), self.done, self.total, resumed, left)
+        chunk = work.chunk
+        return ChunkDone(work.source, chunk.rows, len(chunk.rejected), self.done, self.total, work.done, left)
+
+
+def _works(scans: Sequence[_Scan], parts: Parts, text_columns: Sequence[str], columns: Sequence[str]) -> Iterator[Work]:
+    """All chunks of all inputs, numbered; read when they are asked for."""
+    index = 0
+    for scan in scans:
+        for chunk in read_chunks(scan.source, text_columns, parts.job.chunk_rows, columns):
+            yield Work(index, scan.source.name, chunk, parts.done(index))
+            index += 1
+        if _stamp(scan.source) != scan.stamp:
+            msg = f"{scan.source.name}: changed while it was read; start again with --restart"
+            raise RunError(msg)
 
 
 def _scan(source: Source, text_fields: Mapping[str, str], chunk_rows: int, *, strict: bool) -> _Scan:
@@ -274,11 +289,3 @@ def _common_columns(scans: Sequence[_Scan]) -> tuple[str, ...]:
             )
             raise DataError(msg)
     return tuple(dict.fromkeys(name for scan in scans for name in scan.columns))
-
-
-def _label(
-    classifier: Classifier, chunk: Chunk, source: str, batch_size: int, min_confidence: float | None
-) -> pl.DataFrame:
-    reviews = read_reviews(Table(source, chunk.frame, ""), classifier.spec.text_fields, None, None)
-    predictions = classifier.predict(reviews, batch_size=batch_size, min_confidence=min_confidence)
-    return with_predictions(chunk.frame, predictions, classifier.labels, sets=classifier.label_sets)
