@@ -47,7 +47,8 @@ test-docs: setup
 test-extras:
 	$(MAKE) setup VENV=.venv-extras
 	.venv-extras/bin/pip install --quiet --constraint constraints.txt --editable '.[dev,cluster,quant]'
-	OMP_NUM_THREADS=1 .venv-extras/bin/pytest tests/test_cluster.py tests/model/test_quantised.py
+	OMP_NUM_THREADS=1 .venv-extras/bin/pytest tests/test_cluster.py tests/serving/test_bulk_cluster.py \
+		tests/model/test_quantised.py 'tests/torture/test_promises.py::test_promise[cluster-faults-short]'
 
 # The promises of docs/reliability.md in their long form: more than an hour on one core. SHARE=0.1 makes a tenth of it.
 SHARE ?= 1

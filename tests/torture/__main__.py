@@ -37,6 +37,9 @@ def main() -> int:
         for promise in PROMISES:
             if options.only and promise.name not in options.only:
                 continue
+            if promise.missing:
+                print(f"{promise.name}: skipped, {promise.missing}", file=sys.stderr)
+                continue
             long = max(promise.short, round(promise.long * options.share))
             attempts = options.attempts or (promise.short if options.short else long)
             figures[promise.name] = _measure(promise, attempts, Path(name), world)

@@ -1,22 +1,31 @@
 """The promises, their harnesses, and how many attempts the short and the long form make."""
 
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from torture import foreign, server, training, work
+from torture import cluster, foreign, server, training, work
 from torture.figure import Figure, World
 
 
 @dataclass(frozen=True)
 class Promise:
-    """One row of the table."""
+    """One row of the table; `needs` is a package that is not installed everywhere."""
 
     name: str
     text: str
     measure: Callable[[int, Path, World], Figure]
     short: int
     long: int
+    needs: str | None = None
+
+    @property
+    def missing(self) -> str | None:
+        """Why this promise cannot be measured here; None where it can."""
+        if self.needs is None or importlib.util.find_spec(self.needs) is not None:
+            return None
+        return f"needs {self.needs}, which is not installed here: make test-extras has it"
 
 
 PROMISES = (
@@ -32,6 +41,14 @@ PROMISES = (
     Promise("adapter-configs", "Configs of adapters are data", foreign.adapter_configs, 60, 10_000),
     Promise("malformed-input", "Damaged tables and recipes are one message", foreign.malformed_input, 200, 20_000),
     Promise("bulk-rows", "Killed bulk work gives every row once", work.bulk_rows, 1, 100),
+    Promise(
+        "cluster-faults",
+        "A killed node or process of a cluster costs no row and no trial",
+        cluster.cluster_faults,
+        2,
+        40,
+        needs="ray",
+    ),
     Promise("overload", "Ten times the capacity is shed, not suffered", server.overload, 60, 2000),
     Promise("body-limits", "Bad bodies cost under 20 MB", server.bodies, 12, 300),
     Promise("safe-page", "The page gives away no file and fetches nothing", server.safe_page, 60, 3000),

@@ -15,6 +15,9 @@ def world(tmp_path_factory):
         yield make_world(tmp_path_factory.mktemp("world"), forks)
 
 
+# Processes that are killed leave sockets and files that only the garbage collector closes.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
 @pytest.mark.parametrize(
     ("promise", "attempts"),
     [pytest.param(promise, promise.short, id=f"{promise.name}-short") for promise in PROMISES]
@@ -24,6 +27,8 @@ def world(tmp_path_factory):
     ],
 )
 def test_promise(promise, attempts, world, tmp_path):
+    if promise.missing:
+        pytest.skip(promise.missing)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)  # of clients that are cut off on purpose
         figure = promise.measure(attempts, tmp_path, world)
