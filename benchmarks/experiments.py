@@ -7,7 +7,6 @@ rewrites the part of the page between its two markers; `--print` shows it instea
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from benchmarks.pages import markdown, rewrite
+from benchmarks.pages import markdown, study_command
 
 PAGE = Path(__file__).parents[1] / "docs" / "experiments.md"
 MARKERS = ("<!-- study: begin -->", "<!-- study: end -->")
@@ -143,16 +142,7 @@ def render(study: Path) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write the tables into the page, or print them."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("study", type=Path)
-    parser.add_argument("--print", action="store_true", dest="show")
-    parser.add_argument("--page", type=Path, default=PAGE)
-    given = parser.parse_args(arguments)
-    text = render(given.study)
-    if given.show:
-        print(text)
-        return
-    rewrite(given.page, MARKERS, text)
+    study_command(__doc__, render, PAGE, MARKERS, arguments)
 
 
 def _design(table: pl.DataFrame, claim: Claim) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -9,7 +9,6 @@ averaged probabilities of each setting's repetitions answer. `--print` shows the
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from benchmarks.pages import markdown, rewrite
+from benchmarks.pages import markdown, study_command
 from rxtone.config import Recipe, load_recipe
 from rxtone.data.reviews import dedupe_key
 from rxtone.evaluation.baselines import TFIDF_FIELDS, fit_baselines
@@ -161,16 +160,7 @@ def _spelt(settings: Mapping[str, Any]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write the tables into the page, or print them."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("study", type=Path)
-    parser.add_argument("--print", action="store_true", dest="show")
-    parser.add_argument("--page", type=Path, default=PAGE)
-    given = parser.parse_args(arguments)
-    text = render(given.study)
-    if given.show:
-        print(text)
-        return
-    rewrite(given.page, MARKERS, text)
+    study_command(__doc__, render, PAGE, MARKERS, arguments)
 
 
 if __name__ == "__main__":

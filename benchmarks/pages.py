@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import argparse
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rxtone.run import write_text
@@ -40,3 +41,31 @@ def rewrite(page: Path, markers: tuple[str, str], content: str) -> None:
     before, _, rest = text.partition(begin)
     _, _, after = rest.partition(end)
     write_text(page, f"{before}{begin}\n{content}\n{end}{after}")
+
+
+def study_command(
+    description: str | None,
+    render: Callable[[Path], str],
+    page: Path,
+    markers: tuple[str, str],
+    arguments: Sequence[str] | None,
+) -> None:
+    """The command that writes what a study tells into a page, or prints it.
+
+    Args:
+        description: What it says of itself.
+        render: Folder of a finished study -> Markdown.
+        page: Where the Markdown goes, unless another page is named.
+        markers: Where it stands there.
+        arguments: Of the command; None for those of the process.
+    """  # fmt: skip
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", type=Path)
+    parser.add_argument("--print", action="store_true", dest="show", help="print, write nothing")
+    parser.add_argument("--page", type=Path, default=page)
+    given = parser.parse_args(arguments)
+    text = render(given.study)
+    if given.show:
+        print(text)
+    else:
+        rewrite(given.page, markers, text)
