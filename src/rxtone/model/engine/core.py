@@ -168,7 +168,7 @@ class Engine:
         if torch.is_grad_enabled() or (workers == 1 and len(ids) <= _TOKENS):
             return self._scores(ids, lengths, sequences)
         pieces = torch.split(ids, list(lengths))
-        order = sorted(range(len(lengths)), key=lambda i: lengths[i])
+        order = sorted(range(len(lengths)), key=lambda i: -lengths[i])  # the dearest first, so that all end together
 
         def scored(batch: list[int]) -> Tensor:
             own = torch.cat([pieces[i] for i in batch])
