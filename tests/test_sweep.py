@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from rxtone import api
 from rxtone.cli import app
 from rxtone.config import check_recipe, load_recipe
+from rxtone.confirmation import FoldJob, read_fold
 from rxtone.errors import DataError, RecipeError, RunError
 from rxtone.model.base import load_base
 from rxtone.model.lora import adapted, adapter_state
@@ -118,6 +119,13 @@ def test_the_setting_to_be_beaten_is_confirmed_whatever_its_rank(tiny_base, tiny
         list(sweep(none, recipe(tiny_base, tiny_table), tmp_path / "other"))
     with pytest.raises(ValueError, match=r"confirm\.against\.lora\.lora_alpha is not among the parameters"):
         space(confirm=asked | {"against": {"lora.lora_alpha": 8}})
+
+
+def test_a_confirming_run_of_an_older_version_is_told(tmp_path):
+    path = tmp_path / "0000-seed1-fold0of2.json"
+    path.write_text('{"rows": [1], "true": [0], "predicted": [0], "macro_f1": 1.0, "seconds": 1.0}')
+    with pytest.raises(RunError, match="fold0of2.json: written by an older rxtone, without probabilities; remove"):
+        read_fold(FoldJob(None, 1, 0, 2, path))
 
 
 def test_a_trial_equals_a_run_of_its_own_whatever_was_trained_before_it(tiny_base, tiny_table, tmp_path):

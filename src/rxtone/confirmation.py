@@ -131,6 +131,9 @@ def keep_fold(job: FoldJob, run: FoldRun) -> None:
 def read_fold(job: FoldJob) -> FoldRun:
     """Read what came of one run."""
     values = json.loads(job.path.read_text("utf-8"))
+    if "probabilities" not in values:
+        msg = f"{job.path}: written by an older rxtone, without probabilities; remove this file and repeat the command"
+        raise RunError(msg)
     lists = {name: tuple(values[name]) for name in ("rows", "true", "predicted")}
     probabilities = tuple(map(tuple, values["probabilities"]))
     return FoldRun(**lists, probabilities=probabilities, macro_f1=values["macro_f1"], seconds=values["seconds"])

@@ -74,6 +74,7 @@ def side_by_side(tasks: Sequence[Callable[[], T]], workers: int) -> list[T]:
         for one in crew:
             one.join()
     finally:
+        waiting.clear()  # who is interrupted here begins nothing more
         torch.set_num_threads(threads)  # the default of threads to come is again what it was
     if errors:
         raise errors[0]
