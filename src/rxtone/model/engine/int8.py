@@ -25,7 +25,7 @@ from rxtone.model.engine.plan import Attention, DecoderLayer, EncoderLayer, Feed
 _LEVELS = 127
 _TILE = 1 << 17  # elements quantised at a time: their fp32 form is half of a core's second-level cache
 _ZERO = 128  # activations are unsigned for the kernel: code 128 is zero
-_ROWS = 128  # of the feed-forward layer at a time: enough for the products, few enough for the caches
+_ROWS = 512  # of the feed-forward layer at a time: below 256 the products wait for their weights
 _GELU = 2.0 * math.sqrt(2.0 / math.pi)
 _DTYPES = (torch.bfloat16, torch.float32)
 
