@@ -121,11 +121,14 @@ def test_one_bad_review_takes_no_others_with_it(batcher: Batcher, recorder: Reco
 
 def test_a_full_queue_refuses_with_the_time_to_wait(batcher: Batcher, recorder: Recorder) -> None:
     jobs = [occupy(batcher, recorder), submit(batcher, recorder, "a b c d e f g h")]
-    with pytest.raises(RequestError) as caught:
-        submit(batcher, recorder, "x y z")
-    assert (caught.value.status, caught.value.code, caught.value.retry_after) == (429, "busy", 1)
+    batcher.check_room()
+    jobs.append(submit(batcher, recorder, "x y z"))  # eight wait, fewer than ten
+    for refused in (batcher.check_room, lambda: submit(batcher, recorder, "last")):
+        with pytest.raises(RequestError) as caught:
+            refused()
+        assert (caught.value.status, caught.value.code, caught.value.retry_after) == (429, "busy", 1)
     recorder.gate.set()
-    assert labels(jobs[1]) == "a b c d e f g h"
+    assert [labels(job) for job in jobs[1:]] == ["a b c d e f g h", "x y z"]
 
 
 def test_a_request_larger_than_the_queue_is_served_when_nothing_waits(batcher: Batcher, recorder: Recorder) -> None:

@@ -9,7 +9,7 @@ import rxtone
 from rxtone.errors import RecipeError
 from rxtone.serving.api import create_app
 from rxtone.serving.auth import bearer_fits, is_loopback, read_token
-from rxtone.serving.limits import Limits
+from rxtone.serving.limits import Limits, RequestError
 from rxtone.serving.models import ModelPool
 from rxtone.serving.service import Service
 
@@ -111,3 +111,16 @@ def test_a_body_without_an_announced_length_is_counted_as_it_comes(local: TestCl
             yield b"x" * 65_536
 
     assert error_of(local.post("/predict", content=endless())) == (413, "body_too_large")
+
+
+def test_while_too_much_waits_work_is_refused_before_its_body_is_understood(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full() -> None:
+        raise RequestError(429, "busy", "8 reviews wait already", 1)
+
+    monkeypatch.setattr(service.batcher, "check_room", full)
+    client = TestClient(create_app(service), base_url="http://127.0.0.1:8000")
+    for path in ("/predict", "/predict_batch"):
+        assert error_of(client.post(path, content=b"no JSON at all")) == (429, "busy")
+    assert [client.get(path).status_code for path in ("/health", "/ready", "/info")] == [200, 200, 200]

@@ -58,7 +58,9 @@ def create_app(service: Service, *, token: str | None = None) -> FastAPI:
         title="rxtone", version=version("rxtone"), docs_url=None, redoc_url=None, lifespan=lifespan,
         description="Sentiment of reviews. Limits: see /info. Errors: {error: {code, message}}.",
     )  # fmt: skip
-    app.add_middleware(Guard, limits=service.limits, metrics=service.metrics, token=token)
+    app.add_middleware(
+        Guard, limits=service.limits, metrics=service.metrics, token=token, check_room=service.batcher.check_room
+    )
     _add_errors(app)
     _add_predict(app, service)
     _add_predict_batch(app, service)

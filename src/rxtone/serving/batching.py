@@ -91,16 +91,21 @@ class Batcher:
         """
         job = Job(model, reviews, tokens)
         with self._changed:
-            if self._closing:
-                raise RequestError(503, "closing", "the server is shutting down; try another or try later", 5)
-            waiting, wait = self._waiting(), self._expected_wait()
-            too_many = waiting + len(reviews) > self._limits.queue_texts
-            if waiting and (too_many or wait > self._limits.queue_seconds):
-                message = f"{waiting} reviews wait already, about {wait:.1f} s of work; try again later"
-                raise RequestError(429, "busy", message, max(1, math.ceil(wait)))
+            self._refuse_if_full()
             self._jobs.append(job)
             self._changed.notify()
         return job
+
+    def check_room(self) -> None:
+        """Refuse what `submit` would refuse, before anything is spent on reading it.
+
+        Under overload most requests are refused; parsing and tokenising them first would delay the admitted ones.
+
+        Raises:
+            RequestError: 429 or 503, as `submit` does.
+        """
+        with self._changed:
+            self._refuse_if_full()
 
     def waiting(self) -> int:
         """Reviews admitted and not yet in a batch."""
@@ -121,6 +126,14 @@ class Batcher:
             self._closing = True
             self._changed.notify()
         self._thread.join(timeout)
+
+    def _refuse_if_full(self) -> None:
+        if self._closing:
+            raise RequestError(503, "closing", "the server is shutting down; try another or try later", 5)
+        waiting, wait = self._waiting(), self._expected_wait()
+        if waiting >= self._limits.queue_texts or (waiting and wait > self._limits.queue_seconds):
+            message = f"{waiting} reviews wait already, about {wait:.1f} s of work; try again later"
+            raise RequestError(429, "busy", message, max(1, math.ceil(wait)))
 
     def _waiting(self) -> int:
         return sum(len(job.reviews) - job.taken for job in self._jobs if not job.future.cancelled())

@@ -19,12 +19,15 @@ from rxtone.serving.auth import bearer_fits, is_loopback
 from rxtone.serving.limits import Limits, RequestError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from rxtone.serving.metrics import ServerMetrics
 
 OPEN = ("/health", "/ready")
 API = ("/predict", "/predict_batch", "/info", "/metrics", "/openapi.json")
+WORK = ("/predict", "/predict_batch")
 PAGE = "page"
 """Under this name the metrics count all that is no path of the API, so that clients cannot make up names."""
 UPLOAD = "/gradio_api/upload"
@@ -57,13 +60,23 @@ class Guard:
         limits: Body bounds.
         metrics: Where requests are counted.
         token: What clients of the API must show; None lets in whoever reaches this machine's loopback.
+        check_room: Refuses work, by raising, while too much waits.
     """
 
-    def __init__(self, app: ASGIApp, *, limits: Limits, metrics: ServerMetrics, token: str | None) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        limits: Limits,
+        metrics: ServerMetrics,
+        token: str | None,
+        check_room: Callable[[], None],
+    ) -> None:
         self._app = app
         self._limits = limits
         self._metrics = metrics
         self._token = token
+        self._check_room = check_room
         self._held = 0
         self.drains = asyncio.Semaphore(DRAINS)
 
@@ -78,6 +91,8 @@ class Guard:
         exchange = _Exchange(self, scope, receive, send, self._most_bytes(path))
         try:
             self._check(path, scope["method"], Headers(scope=scope))
+            if path in WORK and scope["method"] == "POST":
+                await exchange.begin(self._check_room)
             await self._app(scope, exchange.receive, exchange.send)
         except RequestError as error:
             await exchange.refuse(error)
@@ -145,6 +160,14 @@ class _Exchange:
         self.status = 499
         length = Headers(scope=scope).get("content-length", "")
         self._announced = int(length) if length.isdecimal() else 0
+
+    async def begin(self, check_room: Callable[[], None]) -> None:
+        """Take up work if there is room: it is refused before its body is understood."""
+        try:
+            check_room()
+        except RequestError:
+            await self._discard()
+            raise
 
     async def receive(self) -> Message:
         """The next part of the body, counted; after the body whatever the server says."""

@@ -26,7 +26,7 @@ class Limits:
         texts: Reviews per request.
         stream_texts: Reviews per `/predict_batch` and per table of the page.
         text_chars: Characters per review, all fields together.
-        queue_texts: Reviews waiting, over all clients.
+        queue_texts: Reviews waiting, over all clients, from which on new work is refused.
         queue_seconds: Expected wait beyond which new work is refused.
         batch_tokens: Padded tokens per batch.
         batch_texts: Reviews per batch; 1 turns batching off.
