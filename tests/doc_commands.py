@@ -1,8 +1,13 @@
 """Commands of the documentation, made brief: in this process, on a tiny base, with a step each."""
 
+import signal
+import subprocess
 import sys
+from pathlib import Path
 
+import httpx
 import pytest
+from serving_tools import await_address
 
 from rxtone.cli import main
 
@@ -29,3 +34,26 @@ def run(words: list[str], own: list[str], monkeypatch, capsys) -> str:
     said = capsys.readouterr()
     assert (caught.value.code or 0) == 0, (words, said.err)
     return said.out
+
+
+def serve(words: list[str], folder: Path, ask: str | None = None) -> str | None:
+    """Start `rxtone serve ...` on a free port, see that it takes work, ask with a shell line, stop it."""
+    log = folder / "serve.log"
+    with log.open("w") as out:
+        process = subprocess.Popen(
+            [Path(sys.executable).with_name(words[0]), *words[1:], "--port", "0"], stdout=out, stderr=subprocess.STDOUT
+        )
+    try:
+        url = await_address(process, log)
+        assert httpx.get(f"{url}/ready", timeout=30).status_code == 200
+        assert httpx.get(url, timeout=30, follow_redirects=True).status_code in {200, 401}  # the page, or its login
+        said = None
+        if ask is not None:
+            line = ask.replace("http://127.0.0.1:8000", url)
+            assert line != ask
+            said = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=60, check=True).stdout
+    finally:
+        process.send_signal(signal.SIGTERM)
+        code = process.wait(60)
+    assert code == 0, log.read_text()
+    return said

@@ -37,6 +37,20 @@ def altered_run(run: Path, out: Path, scale: float = -1.0) -> Path:
     return out
 
 
+def await_address(process: subprocess.Popen, log: Path) -> str:
+    """Where a server that has just been started listens; one that never does is killed."""
+    for _ in range(3000):
+        text = log.read_text()
+        if " at http" in text:
+            return text.split(" at ")[1].split()[0]
+        if process.poll() is not None:
+            break
+        time.sleep(0.1)
+    process.kill()
+    process.wait()
+    raise AssertionError(log.read_text())
+
+
 class LiveServer:
     """`run_server` in a process of its own, as users have it."""
 
@@ -58,20 +72,11 @@ class LiveServer:
         self.process = subprocess.Popen(
             [sys.executable, "-c", code], stdout=self._out, stderr=subprocess.STDOUT, env=environment
         )
-        self.url = self._address()
-
-    def _address(self) -> str:
-        for _ in range(3000):
-            text = self.log.read_text()
-            if " at http" in text:
-                return text.split(" at ")[1].split()[0]
-            if self.process.poll() is not None:
-                break
-            time.sleep(0.1)
-        self.process.kill()
-        self.process.wait()
-        self._out.close()
-        raise AssertionError(self.log.read_text())
+        try:
+            self.url = await_address(self.process, self.log)
+        except AssertionError:
+            self._out.close()
+            raise
 
     def stop(self) -> int:
         if self.process.poll() is None:

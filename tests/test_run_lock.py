@@ -1,4 +1,5 @@
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -60,6 +61,23 @@ def test_a_folder_that_refuses_is_one_message(tmp_path):
     ):
         pass
     assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_disk_that_takes_the_lock_and_not_its_number_is_one_message(tmp_path):
+    (tmp_path / "run").mkdir()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))  # files can be made, and nothing be written
+    try:
+        with (
+            pytest.raises(RunError, match="run: cannot be written: File too large; choose another --out"),
+            hold_run(tmp_path / "run", resume=True),
+        ):
+            pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert list((tmp_path / "run").iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["checkpoints", "adapter", "metrics.jsonl", "evaluation"])

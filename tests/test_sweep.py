@@ -115,10 +115,19 @@ def test_the_setting_to_be_beaten_is_confirmed_whatever_its_rank(tiny_base, tiny
     assert f"gain over trial {last.record['against']}" in (tmp_path / "study" / "study.html").read_text()
 
     none = space(parameters=parameters, confirm=asked | {"against": {"lora.r": 3}})
-    with pytest.raises(RunError, match=r"confirm\.against: no trial with lora\.r=3 ended with a result"):
+    with pytest.raises(RecipeError, match=r"confirm\.against: expected a point of the grid, got lora\.r=3"):
         list(sweep(none, recipe(tiny_base, tiny_table), tmp_path / "other"))
     with pytest.raises(ValueError, match=r"confirm\.against\.lora\.lora_alpha is not among the parameters"):
         space(confirm=asked | {"against": {"lora.lora_alpha": 8}})
+
+
+@pytest.mark.parametrize("sampler", ["grid", "random"])
+def test_the_setting_to_be_beaten_is_tried_first_however_few_are_tried(tiny_base, tiny_table, tmp_path, sampler):
+    parameters = {"lora.r": [2, 3, 4], "train.learning_rate": [0.000001, 0.02]}
+    asked = {"top": 1, "folds": 2, "seeds": 1, "against": {"lora.r": 3}}
+    found = space(parameters=parameters, sampler=sampler, trials=1, confirm=asked)
+    *_, last = sweep(found, recipe(tiny_base, tiny_table), tmp_path / "study")
+    assert [one["settings"]["lora.r"] for one in last.record["settings"]] == [3]
 
 
 def test_a_confirming_run_of_an_older_version_is_told(tmp_path):

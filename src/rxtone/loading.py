@@ -30,6 +30,7 @@ from rxtone.model.ensemble import Ensemble
 from rxtone.model.lora import load_adapter, load_adapters, merge
 from rxtone.model.runtimes import EXPORT, open_exported, read_export
 from rxtone.model.scoring import label_token_ids, plan_scorer
+from rxtone.paths import given_path
 from rxtone.run import ENSEMBLE
 from rxtone.spec import (
     ClassifierSpec,
@@ -82,7 +83,7 @@ def load(
     if precision not in (None, *PRECISIONS):
         msg = f"precision {precision}: expected {', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}"
         raise RecipeError(msg)
-    if (Path(path) / EXPORT).is_file():
+    if (given_path(path, ModelError) / EXPORT).is_file():
         if base is not None or recipe is not None or precision is not None:
             msg = f"{path}: an exported folder is complete; leave out --base, --recipe and the precision"
             raise RecipeError(msg)

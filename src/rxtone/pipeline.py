@@ -16,13 +16,14 @@ from rxtone.artefacts import environment_record, write_evaluation
 from rxtone.config import Recipe, aspect_recipe, dump_recipe, load_recipe
 from rxtone.data.rules import parse_rule
 from rxtone.data.soft_labels import soft_labels
-from rxtone.errors import RecipeError, RunError
+from rxtone.errors import ModelError, RecipeError, RunError
 from rxtone.judging import judge
 from rxtone.loading import load
 from rxtone.model.base import Base, default_device, load_base, token_id
 from rxtone.model.batches import ReviewDataset
 from rxtone.model.lora import AdapterSummary, add_adapter, peft_state, save_adapter
 from rxtone.model.scoring import Scorer, label_token_ids, log_probabilities, plan_scorer, score_dataset
+from rxtone.paths import given_path
 from rxtone.preparation import Prepared, label_indexes, prepare, truncation_record, with_free_text
 from rxtone.reload import check_reload
 from rxtone.run import RunFolder, atomic_folder, create_run, truncate_log, write_json, write_text
@@ -297,7 +298,7 @@ def _pinned(recipe: Recipe, base: Base) -> Recipe:
 
 
 def _local_base(recipe: Recipe) -> str | None:
-    return recipe.model.base if Path(recipe.model.base).is_dir() else None
+    return recipe.model.base if given_path(recipe.model.base, ModelError).is_dir() else None
 
 
 def _check_same_recipe(run: RunFolder, recipe: Recipe) -> None:

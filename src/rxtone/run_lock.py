@@ -59,8 +59,7 @@ def _acquire(path: Path) -> IO[str]:
             # A link here would be someone else's file; it is never followed.
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
         except OSError as error:
-            msg = f"{path.parent}: cannot be written: {error.strerror}; choose another --out"
-            raise RunError(msg) from None
+            raise _unwritable(path, error) from None
         stream = os.fdopen(descriptor, "r+", encoding="utf-8", errors="replace")
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -74,11 +73,21 @@ def _acquire(path: Path) -> IO[str]:
             )
             raise RunError(msg) from None
         if _still_there(path, stream):
-            stream.truncate(0)
-            stream.write(f"{os.getpid()}\n")
-            stream.flush()
+            try:
+                stream.truncate(0)
+                stream.write(f"{os.getpid()}\n")
+                stream.flush()
+            except OSError as error:  # a full disk takes the empty file and not the number
+                path.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # closing writes once more what could not be written
+                    stream.close()
+                raise _unwritable(path, error) from None
             return stream
         stream.close()  # its holder removed it between our opening and our locking it
+
+
+def _unwritable(path: Path, error: OSError) -> RunError:
+    return RunError(f"{path.parent}: cannot be written: {error.strerror}; choose another --out")
 
 
 def _still_there(path: Path, stream: IO[str]) -> bool:

@@ -57,8 +57,12 @@ def open_study(
     worker = f"{socket.gethostname()}:{folder.path.resolve()}"
     study = Study(folder, space, recipe, store, trials or space.trials, worker)
     _requeue_lost(study)
+    known = [
+        trial.system_attrs.get("fixed_params", trial.params) for trial in store.get_trials(deepcopy=False)
+    ]  # fmt: skip
+    _enqueue_to_beat(study, known)
     if space.sampler == "grid":
-        _enqueue_grid(study)
+        _enqueue_grid(study, known)
     return study
 
 
@@ -144,14 +148,31 @@ def _requeue_lost(study: Study) -> None:
         study.store.tell(trial.number, state=states.FAIL)
 
 
-def _enqueue_grid(study: Study) -> None:
+def _enqueue_to_beat(study: Study, known: list[dict[str, Any]]) -> None:
+    """The setting that all others are compared with comes first, so that no number of trials leaves it out."""
+    confirm = study.space.confirm
+    against = None if confirm is None else confirm.against
+    if against is None or any(against.items() <= settings.items() for settings in known):
+        return
+    first = dict(against)
+    if study.space.sampler == "grid":
+        points = [point for point in grid(study.space, study.recipe) if against.items() <= point.items()]
+        if not points:
+            wanted = ", ".join(f"{key}={value}" for key, value in against.items())
+            msg = (
+                f"{study.folder.path}: confirm.against: expected a point of the grid, got {wanted}; name its own values"
+            )
+            raise RecipeError(msg)
+        first = points[0]
+    study.store.enqueue_trial(first)
+    known.append(first)
+
+
+def _enqueue_grid(study: Study, known: list[dict[str, Any]]) -> None:
     import numpy as np
 
     points = grid(study.space, study.recipe)
     order = np.random.default_rng(study.space.seed).permutation(len(points))
-    known = [
-        trial.system_attrs.get("fixed_params", trial.params) for trial in study.store.get_trials(deepcopy=False)
-    ]  # fmt: skip
     for index in order:
         if points[int(index)] not in known:
             study.store.enqueue_trial(points[int(index)])

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from rxtone.errors import RecipeError
+from rxtone.paths import given_path
 
 
 def shipped_names(folder: str) -> list[str]:
@@ -39,7 +40,7 @@ def read_yaml(kind: str, given: str | Path, holds: str) -> dict[str, Any]:
     Raises:
         RecipeError: If it cannot be found or is no mapping in UTF-8.
     """
-    path, shipped = Path(given), shipped_names(f"{kind}s")
+    path, shipped = given_path(given, RecipeError), shipped_names(f"{kind}s")
     if str(given) in shipped:
         text = (resources.files("rxtone") / f"{kind}s" / f"{given}.yaml").read_text("utf-8")
     elif path.is_file():

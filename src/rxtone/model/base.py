@@ -24,6 +24,7 @@ from transformers.utils import logging as transformers_logging
 
 from rxtone import config as settings
 from rxtone.errors import ModelError, RecipeError
+from rxtone.paths import given_path
 from rxtone.run import file_sha256
 
 if TYPE_CHECKING:
@@ -284,7 +285,7 @@ def _folder(name: str) -> Path | None:
             msg = "base bundled: its files are not in this installation; reinstall rxtone, or name another model.base"
             raise ModelError(msg)
         return folder
-    path = Path(name).expanduser()
+    path = given_path(name, ModelError)
     if path.is_dir():
         return path
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:

@@ -17,6 +17,7 @@ from rxtone.config import cache_dir
 from rxtone.data.sources import is_named, resolve
 from rxtone.data.tables import read_table
 from rxtone.errors import DataError
+from rxtone.paths import given_path
 from rxtone.run import file_sha256
 from rxtone.serving.bulk_readers import Piece, delimited_pieces, json_line_pieces, parquet_pieces
 
@@ -150,7 +151,7 @@ def _expand(given: str, output: Path) -> list[Source]:
         return [Source(given, None)]
     if is_named(given):
         return [Source(given, resolve(given, cache_dir()))]
-    path = Path(given)
+    path = given_path(given, DataError)
     if path.is_dir():
         found = [file for file in sorted(path.rglob("*")) if _is_table(file, path, output)]
     elif not path.exists() and glob.has_magic(given):
