@@ -111,7 +111,7 @@ def test_every_command_and_the_python_run(place, tiny_base, monkeypatch, capsys)
     for command in (c for c in commands() if c[0] == "rxtone" and not NOT_RUN & set(c)):
         words = ["2" if before == "--seeds" else word for before, word in zip(["", *command], command, strict=False)]
         bundled = "druglib-aspects" in words  # the tiny base has no words for its labels
-        doc_commands.run(words, own[2:] + ["--set", "model.base=bundled"] if bundled else own, monkeypatch, capsys)
+        doc_commands.run(words, [*own[2:], "--set", "model.base=bundled"] if bundled else own, monkeypatch, capsys)
         ran.append(words[1])
     assert set(ran) == {
         "predict", "config", "doctor", "data", "train", "evaluate", "explain", "export", "sweep", "compare", "drift",
