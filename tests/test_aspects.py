@@ -11,7 +11,7 @@ from transformers import T5ForConditionalGeneration
 import rxtone
 from rxtone import api
 from rxtone.config import aspect_recipe, check_recipe, load_recipe
-from rxtone.errors import RecipeError
+from rxtone.errors import DataError, RecipeError
 
 
 @pytest.fixture(scope="module")
@@ -108,3 +108,18 @@ def test_the_shipped_recipe_asks_for_both_aspects_in_five_levels():
     }
     plain = load_recipe("druglib")
     assert recipe.model_copy(update={"aspects": {}}) == plain
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"column": "nowhere"}, DataError, "nowhere"),
+        ({"rule": {"great": "well", "ΩΩ": "so", "useless": "badly"}}, RecipeError, r"aspects\.effect: label 'ΩΩ'"),
+    ],
+)
+def test_what_an_aspect_lacks_is_told_before_anything_is_trained(values, tmp_path, change, error, message):
+    label = values["aspects"]["effect"]["label"] | change
+    wrong = values | {"aspects": {"effect": values["aspects"]["effect"] | {"label": label}}}
+    with pytest.raises(error, match=message):
+        api.train(check_recipe(wrong, "tiny"), out=tmp_path / "run")
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()

@@ -174,6 +174,7 @@ def _train_adapter(recipe: Recipe, run: RunFolder, team: Processes, stop: Stop) 
     prepared = prepare(recipe.data, recipe.train.seed, recipe.auxiliary)
     device = default_device()
     base = load_base(recipe.model.base, revision=recipe.model.revision, precision=recipe.model.weights, device=device)
+    _check_aspects(recipe, base)
     spec = make_spec(recipe, base.identity.to_json(), base.precision)
     data, truncation = tokenise(recipe, base, prepared)
     model, summary = add_adapter(base.model, recipe.lora, recipe.train.seed)
@@ -290,6 +291,18 @@ def _save(
         base.tokenizer.save(str(folder / "tokenizer.json"))
         write_spec(folder, spec)
         write_validation(folder, known)
+
+
+def _check_aspects(recipe: Recipe, base: Base) -> None:
+    """What is missing in a table or cannot be spelt by the base is told now, not after the main task's training."""
+    for name in recipe.aspects:
+        own = aspect_recipe(recipe, name)
+        labels = prepare(own.data, own.train.seed).labels
+        try:
+            label_token_ids(base.tokenizer, labels, token_id(base.model, "eos_token_id"))
+        except RecipeError as error:
+            msg = f"aspects.{name}: {error}"
+            raise RecipeError(msg) from None
 
 
 def _pinned(recipe: Recipe, base: Base) -> Recipe:
