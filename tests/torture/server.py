@@ -26,9 +26,9 @@ QUEUE = Limits(queue_texts=256, batch_texts=8)
 def overload(attempts: int, folder: Path, world: World) -> Figure:
     """Ten times the measured capacity: only the named answers, bounded waits for the admitted, quick recovery."""
     figure = Figure()
-    body = ["the pill was great for me and then pain some"] * 64
+    body = ["the pill was great for me and then pain some"] * 256
     server = LiveServer(
-        folder, f"run_server([{str(world.run)!r}], port=0, page=False, limits=Limits(queue_texts=128, batch_texts=4))"
+        folder, f"run_server([{str(world.run)!r}], port=0, page=False, limits=Limits(queue_texts=512, batch_texts=4))"
     )
     try:
         process = psutil.Process(server.process.pid)
