@@ -49,7 +49,7 @@ PROMISES = (
         40,
         needs="ray",
     ),
-    Promise("overload", "Ten times the capacity is shed, not suffered", server.overload, 60, 2000),
+    Promise("overload", "Ten times the capacity is shed, not suffered", server.overload, 60, 8000),
     Promise("body-limits", "Bad bodies cost under 20 MB", server.bodies, 12, 300),
     Promise("safe-page", "The page gives away no file and fetches nothing", server.safe_page, 60, 3000),
     Promise("inert-reports", "Hostile reviews stay text", foreign.inert_reports, 200, 10_000),
