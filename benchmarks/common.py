@@ -219,12 +219,13 @@ def load_prompts(opts: Options, *, max_tokens: int = MAX_TOKENS) -> Prompts:
     return Prompts(tuple(ids), tuple(labels))
 
 
-def interleave(contenders: Sequence[Contender], opts: Options) -> list[Timing]:
-    """Time the contenders in turn, after one untimed round.
+def interleave(contenders: Sequence[Contender], opts: Options, *, warm_up: int = 1) -> list[Timing]:
+    """Time the contenders in turn, after untimed rounds.
 
     Args:
         contenders: Who takes part.
         opts: The options: `rounds` at most, at least one, and none begun that `seconds` would not hold.
+        warm_up: Untimed rounds.
 
     Returns:
         One timing per contender, in their order.
@@ -232,7 +233,7 @@ def interleave(contenders: Sequence[Contender], opts: Options) -> list[Timing]:
     begun = time.monotonic()
     timings = [Timing(c.name, c.settings) for c in contenders]
     _check(contenders, timings)
-    for contender in contenders:
+    for contender in list(contenders) * warm_up:
         _run(contender, opts)
     for done in range(opts.rounds):
         longest = sum(max(timing.seconds, default=0.0) for timing in timings)
@@ -252,7 +253,10 @@ def interleave(contenders: Sequence[Contender], opts: Options) -> list[Timing]:
 def _run(contender: Contender, opts: Options) -> Any:
     """One round. CTranslate2 sets the number of OpenMP threads of whoever makes a translator: all begin with theirs."""
     torch.set_num_threads(opts.threads)
-    return contender.run()
+    result = contender.run()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return result
 
 
 def _check(contenders: Sequence[Contender], timings: Sequence[Timing]) -> None:

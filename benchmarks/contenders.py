@@ -33,30 +33,40 @@ def planned(model: torch.nn.Module) -> Engine:
 
 
 def training(
-    folder: Path, prompts: Prompts, *, dtype: torch.dtype = torch.bfloat16
+    folder: Path,
+    prompts: Prompts,
+    *,
+    dtype: torch.dtype = torch.bfloat16,
+    device: str = "cpu",
+    size: int = _BATCH,
 ) -> tuple[Callable[[], float], Callable[[], float]]:
-    """Train with the engine: bf16 base, fp32 adapters, AdamW 3e-4, clipping at 1, batches of 8.
+    """Train with the engine: bf16 base, fp32 adapters, AdamW 3e-4, clipping at 1.
 
     Args:
         folder: The base.
         prompts: The reviews.
         dtype: Of the base.
+        device: Where it trains.
+        size: Reviews per batch.
 
     Returns:
         A function that trains one epoch and returns its mean loss, and one that gives the loss of the first
         batch without dropout, by the engine.
     """
-    model = with_adapter(load_base(folder, dtype)).train()
+    model = with_adapter(load_base(folder, dtype, device)).train()
     trainable = [p for p in model.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(trainable, lr=3e-4)
+    optimiser = torch.optim.AdamW(trainable, lr=3e-4, fused=device != "cpu")
     engine = planned(model)
+
+    def log_probs_of(rows: range) -> torch.Tensor:
+        targets = torch.tensor([[*LABEL_TOKENS[prompts.labels[i]], EOS] for i in rows])
+        ids, lengths = flatten([prompts.ids[i] for i in rows])
+        return engine.target_log_probs(ids.to(device), lengths, targets.to(device))
 
     def epoch() -> float:
         total, steps = 0.0, 0
-        for start in range(0, len(prompts.ids), _BATCH):
-            rows = range(start, min(start + _BATCH, len(prompts.ids)))
-            targets = torch.tensor([[*LABEL_TOKENS[prompts.labels[i]], EOS] for i in rows])
-            log_probs = engine.target_log_probs(*flatten([prompts.ids[i] for i in rows]), targets)
+        for start in range(0, len(prompts.ids), size):
+            log_probs = log_probs_of(range(start, min(start + size, len(prompts.ids))))
             loss = -log_probs.mean()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(trainable, 1.0)
@@ -67,10 +77,8 @@ def training(
 
     def check() -> float:
         model.eval()
-        rows = range(min(_BATCH, len(prompts.ids)))
-        targets = torch.tensor([[*LABEL_TOKENS[prompts.labels[i]], EOS] for i in rows])
         with torch.no_grad():
-            log_probs = engine.target_log_probs(*flatten([prompts.ids[i] for i in rows]), targets)
+            log_probs = log_probs_of(range(min(_BATCH, len(prompts.ids))))
         model.train()
         return -float(log_probs.mean())
 
@@ -97,10 +105,12 @@ def scoring(model: torch.nn.Module, prompts: Prompts, *, int8: bool) -> Callable
         if isinstance(quantised, Unsupported):
             raise SystemExit(quantised.reason)
         engine = quantised
+    device = next(model.parameters()).device
 
     @torch.inference_mode()
     def run() -> list[int]:
-        scores = engine.label_scores(*flatten(prompts.ids), LABEL_TOKENS, with_eos=False)
+        ids, lengths = flatten(prompts.ids)
+        scores = engine.label_scores(ids.to(device), lengths, LABEL_TOKENS, with_eos=False)
         return [int(i) for i in scores.argmax(1).tolist()]
 
     return run

@@ -34,7 +34,7 @@ def main() -> None:
     wall, cpu = {}, {}
     # A contender holds its own copy of the model, so they come one after another here.
     for name, make in makers.items():
-        wall[name], cpu[name] = _times(make, singles)
+        wall[name], cpu[name] = times(make, singles)
     rows = [["contender", "p50 ms", "p99 ms", "p50 cpu-ms"]]
     rows += [
         [name, f"{np.median(t):.0f}", f"{np.percentile(t, 99):.0f}", f"{np.median(cpu[name]):.0f}"]
@@ -46,7 +46,16 @@ def main() -> None:
     bar_plot(opts, f"latency-{opts.size}", list(wall), medians, "median milliseconds for one review")
 
 
-def _times(make: Callable[[Prompts], Callable[[], object]], singles: list[Prompts]) -> tuple[list[float], list[float]]:
+def times(make: Callable[[Prompts], Callable[[], object]], singles: list[Prompts]) -> tuple[list[float], list[float]]:
+    """Label reviews one by one.
+
+    Args:
+        make: Makes the contender for a set of prompts.
+        singles: One review each.
+
+    Returns:
+        Milliseconds, and milliseconds of processor time, of each.
+    """
     holder = _Switch(singles[0])
     run = make(holder)  # type: ignore[arg-type]
     run()

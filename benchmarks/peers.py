@@ -31,17 +31,22 @@ from benchmarks.common import EOS, LABEL_TOKENS, MAX_TOKENS, Prompts
 _BATCH = 8
 
 
-def load_base(folder: Path, dtype: torch.dtype) -> Any:
+def load_base(folder: Path, dtype: torch.dtype, device: str = "cpu") -> Any:
     """Load a base model.
 
     Args:
         folder: A transformers folder.
         dtype: Of the weights.
+        device: Where they go.
 
     Returns:
         The model.
     """
-    return AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=dtype)
+    return AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=dtype).to(device)
+
+
+def _device(model: Any) -> torch.device:
+    return next(model.parameters()).device  # type: ignore[no-any-return]
 
 
 def with_adapter(model: Any) -> PeftModel:
@@ -83,9 +88,10 @@ def tutorial_step(model: nn.Module, optimiser: torch.optim.Optimizer, prompts: P
     Returns:
         The loss.
     """
-    ids = pad([prompts.ids[i] for i in rows], MAX_TOKENS, 0)
+    device = _device(model)
+    ids = pad([prompts.ids[i] for i in rows], MAX_TOKENS, 0).to(device)
     mask = (ids != 0).long()
-    labels = pad([[*LABEL_TOKENS[prompts.labels[i]], EOS] for i in rows], 10, -100)
+    labels = pad([[*LABEL_TOKENS[prompts.labels[i]], EOS] for i in rows], 10, -100).to(device)
     loss = model(input_ids=ids, attention_mask=mask, labels=labels).loss
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -105,8 +111,8 @@ def dropless_loss(model: nn.Module, prompts: Prompts) -> float:
         The mean over label and end-of-sequence tokens.
     """
     rows = range(min(_BATCH, len(prompts.ids)))
-    ids = pad([prompts.ids[i] for i in rows], MAX_TOKENS, 0)
-    labels = torch.tensor([[*LABEL_TOKENS[prompts.labels[i]], EOS] for i in rows])
+    ids = pad([prompts.ids[i] for i in rows], MAX_TOKENS, 0).to(_device(model))
+    labels = torch.tensor([[*LABEL_TOKENS[prompts.labels[i]], EOS] for i in rows]).to(_device(model))
     mode = model.training
     with torch.no_grad():
         loss = model.eval()(input_ids=ids, attention_mask=(ids != 0).long(), labels=labels).loss
@@ -114,28 +120,34 @@ def dropless_loss(model: nn.Module, prompts: Prompts) -> float:
     return float(loss)
 
 
-def tutorial(folder: Path, prompts: Prompts) -> tuple[Callable[[], float], Callable[[], float]]:
+def tutorial(
+    folder: Path, prompts: Prompts, *, device: str = "cpu", size: int = _BATCH
+) -> tuple[Callable[[], float], Callable[[], float]]:
     """The tutorial loop over all prompts, in the order given.
 
     Args:
         folder: The base.
         prompts: The reviews.
+        device: Where it trains.
+        size: Reviews per batch.
 
     Returns:
         A function that runs one epoch and returns its mean loss, and one that gives `dropless_loss`.
     """
-    model = with_adapter(load_base(folder, torch.float32)).train()
+    model = with_adapter(load_base(folder, torch.float32, device)).train()
     optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-4)
 
     def epoch() -> float:
-        starts = range(0, len(prompts.ids), _BATCH)
-        rows = [range(s, min(s + _BATCH, len(prompts.ids))) for s in starts]
+        starts = range(0, len(prompts.ids), size)
+        rows = [range(s, min(s + size, len(prompts.ids))) for s in starts]
         return sum(tutorial_step(model, optimiser, prompts, r) for r in rows) / len(rows)
 
     return epoch, lambda: dropless_loss(model, prompts)
 
 
-def trainer(folder: Path, prompts: Prompts, *, autocast: bool) -> tuple[Callable[[], float], Callable[[], float]]:
+def trainer(
+    folder: Path, prompts: Prompts, *, autocast: bool, device: str = "cpu", size: int = _BATCH
+) -> tuple[Callable[[], float], Callable[[], float]]:
     """Train with Seq2SeqTrainer: bf16, reviews grouped by length, dynamic padding to a multiple of 8, SDPA.
 
     Args:
@@ -143,11 +155,13 @@ def trainer(folder: Path, prompts: Prompts, *, autocast: bool) -> tuple[Callable
         prompts: The reviews.
         autocast: True for fp32 weights under bf16 autocast, False for weights loaded in bf16 with fp32
             adapters.
+        device: Where it trains.
+        size: Reviews per batch.
 
     Returns:
         A function that trains one epoch and returns its mean loss, and one that gives `dropless_loss`.
     """
-    model = with_adapter(load_base(folder, torch.float32 if autocast else torch.bfloat16))
+    model = with_adapter(load_base(folder, torch.float32 if autocast else torch.bfloat16, device))
     tokenizer = AutoTokenizer.from_pretrained(folder)
     data = [
         {"input_ids": list(ids), "labels": [*LABEL_TOKENS[label], EOS]}
@@ -155,9 +169,9 @@ def trainer(folder: Path, prompts: Prompts, *, autocast: bool) -> tuple[Callable
     ]
     arguments = Seq2SeqTrainingArguments(
         output_dir=tempfile.mkdtemp(),
-        use_cpu=True,
+        use_cpu=device == "cpu",
         bf16=autocast,
-        per_device_train_batch_size=_BATCH,
+        per_device_train_batch_size=size,
         num_train_epochs=1,
         learning_rate=3e-4,
         lr_scheduler_type="constant",
@@ -167,7 +181,7 @@ def trainer(folder: Path, prompts: Prompts, *, autocast: bool) -> tuple[Callable
         logging_strategy="no",
         report_to=[],
         disable_tqdm=True,
-        dataloader_pin_memory=False,
+        dataloader_pin_memory=device != "cpu",
     )
     collator = DataCollatorForSeq2Seq(tokenizer, model=model, pad_to_multiple_of=8)
 
@@ -197,23 +211,24 @@ def by_length(prompts: Prompts, size: int) -> list[list[int]]:
     return [order[i : i + size] for i in range(0, len(order), size)]
 
 
-def generated(folder: Path, prompts: Prompts) -> Callable[[], list[int]]:
+def generated(folder: Path, prompts: Prompts, device: str = "cpu") -> Callable[[], list[int]]:
     """generate(), fp32, padded to 256, batches of 8 in the order given: the tutorials' way.
 
     Args:
         folder: The base.
         prompts: The reviews.
+        device: Where it runs.
 
     Returns:
         A function that labels all reviews; -1 where the text is no label.
     """
-    model = load_base(folder, torch.float32).eval()
+    model = load_base(folder, torch.float32, device).eval()
 
     @torch.inference_mode()
     def run() -> list[int]:
         found = []
         for start in range(0, len(prompts.ids), _BATCH):
-            ids = pad(prompts.ids[start : start + _BATCH], MAX_TOKENS, 0)
+            ids = pad(prompts.ids[start : start + _BATCH], MAX_TOKENS, 0).to(device)
             out = model.generate(input_ids=ids, attention_mask=(ids != 0).long(), max_new_tokens=3, do_sample=False)
             firsts = out[:, 1].tolist()
             found += [LABEL_TOKENS.index((token,)) if (token,) in LABEL_TOKENS else -1 for token in firsts]
@@ -239,8 +254,8 @@ def best_transformers(model: Any, prompts: Prompts, *, size: int = 16) -> Callab
     def run() -> list[int]:
         found = [0] * len(prompts.ids)
         for rows in by_length(prompts, size):
-            ids = pad([prompts.ids[i] for i in rows], len(prompts.ids[rows[-1]]), 0)
-            start = torch.zeros(len(rows), 1, dtype=torch.int64)
+            ids = pad([prompts.ids[i] for i in rows], len(prompts.ids[rows[-1]]), 0).to(_device(model))
+            start = torch.zeros(len(rows), 1, dtype=torch.int64, device=ids.device)
             mask = (ids != 0).long()
             logits = model(input_ids=ids, attention_mask=mask, decoder_input_ids=start, use_cache=False).logits
             for row, label in zip(rows, logits[:, 0, tokens].argmax(1).tolist(), strict=True):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import T5Config, T5ForConditionalGeneration
 
 from rxtone.model.engine import Engine
-from rxtone.model.engine.dropout import Mask, MaskSource, threshold
+from rxtone.model.engine.dropout import Mask, TableMasks, threshold
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 
@@ -35,7 +35,7 @@ def test_threshold_of_one_in_ten_is_a_known_pattern() -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("rate", [0.1, 0.6])
 def test_rate_of_many_elements(dtype: torch.dtype, rate: float) -> None:
-    source = MaskSource(5, CPU)
+    source = TableMasks(5, CPU)
     elements = 1_000_003
     kept = source.apply(torch.ones(elements, dtype=dtype), source.mask(elements, dtype, rate))
     dropped = int((kept == 0).sum())
@@ -45,7 +45,7 @@ def test_rate_of_many_elements(dtype: torch.dtype, rate: float) -> None:
 
 
 def test_masks_of_different_places_are_uncorrelated() -> None:
-    source = MaskSource(6, CPU)
+    source = TableMasks(6, CPU)
     elements = 300_000
     masks = [source.apply(torch.ones(elements), source.mask(elements, torch.float32, 0.3)) for _ in range(6)]
     for first, second in itertools.combinations(masks, 2):
@@ -54,7 +54,7 @@ def test_masks_of_different_places_are_uncorrelated() -> None:
 
 
 def test_neighbours_rows_and_tiles_are_uncorrelated() -> None:
-    source = MaskSource(7, CPU)
+    source = TableMasks(7, CPU)
     elements = 1 << 20  # several tiles in every dtype
     kept = source.apply(torch.ones(elements, dtype=torch.bfloat16), source.mask(elements, torch.bfloat16, 0.5))
     values = kept.float().numpy() - 0.5
@@ -65,7 +65,7 @@ def test_neighbours_rows_and_tiles_are_uncorrelated() -> None:
 
 def test_same_seed_same_masks_and_backward_repeats_the_forward() -> None:
     values = torch.arange(1.0, 200_001.0)
-    first, second, other = MaskSource(1, CPU), MaskSource(1, CPU), MaskSource(2, CPU)
+    first, second, other = TableMasks(1, CPU), TableMasks(1, CPU), TableMasks(2, CPU)
     masks = [s.mask(values.numel(), torch.float32, 0.2) for s in (first, second, other)]
     results = [s.apply(values, m) for s, m in zip((first, second, other), masks, strict=True)]
     assert torch.equal(results[0], results[1])
@@ -80,7 +80,7 @@ def test_same_seed_same_masks_and_backward_repeats_the_forward() -> None:
 @pytest.mark.parametrize("rate", [-0.1, 1.0, float("nan")])
 def test_a_rate_out_of_range_is_refused(rate: float) -> None:
     with pytest.raises(ValueError, match=r"expected a dropout rate in \[0, 0.99\]"):
-        MaskSource(1, CPU).mask(8, torch.float32, rate)
+        TableMasks(1, CPU).mask(8, torch.float32, rate)
 
 
 def build(dropout: float, lora_dropout: float) -> PeftModel:
@@ -107,7 +107,7 @@ def build(dropout: float, lora_dropout: float) -> PeftModel:
     return peft.train()
 
 
-class Recorder(MaskSource):
+class Recorder(TableMasks):
     """The real source, which also notes every mask in the order of its draw."""
 
     def __init__(self, seed: int, device: torch.device) -> None:
@@ -204,7 +204,7 @@ def test_every_dropout_of_the_reference_has_its_place(monkeypatch: pytest.Monkey
         recorders.append(Recorder(seed, device))
         return recorders[-1]
 
-    monkeypatch.setattr("rxtone.model.engine.core.MaskSource", recording)
+    monkeypatch.setattr("rxtone.model.engine.core.TableMasks", recording)
     ids = torch.randint(2, 40, (4, 6), generator=torch.Generator().manual_seed(2))
     targets = torch.randint(2, 40, (4, 3), generator=torch.Generator().manual_seed(3))
     engine = Engine.plan(model, generator=torch.Generator().manual_seed(4))

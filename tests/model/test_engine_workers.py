@@ -70,11 +70,11 @@ def test_one_review_one_thread_or_a_gpu_need_no_crew(two_threads):
 def test_batches_have_about_equal_tokens_and_every_worker_has_its_share():
     lengths = [17 + (37 * i) % 240 for i in range(32)]
     order = sorted(range(32), key=lambda i: lengths[i])
-    batches = _token_batches(order, lengths, 2)
+    batches = _token_batches(order, lengths, 2, 2048)
     assert [review for batch in batches for review in batch] == order
     tokens = [sum(lengths[i] for i in batch) for batch in batches]
     assert len(batches) % 2 == 0
     assert max(tokens) - min(tokens) < 256  # a review is not cut
     assert max(tokens) < 2048 + 256
-    assert _token_batches([0], [5000], 2) == [[0]]
-    assert _token_batches([1, 0], [9, 3], 2) == [[1], [0]]
+    assert _token_batches([0], [5000], 2, 2048) == [[0]]
+    assert _token_batches([1, 0], [9, 3], 2, 2048) == [[1], [0]]

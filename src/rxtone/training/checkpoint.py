@@ -78,7 +78,7 @@ def save_checkpoint(folder: Path, model: PeftModel, optimizer: torch.optim.Optim
     with atomic_folder(target) as temporary:
         save_file(adapter, temporary / ADAPTER)
         save_file(moments, temporary / OPTIMIZER)
-        save_file(_random_state(), temporary / RANDOM)
+        save_file(random_state(), temporary / RANDOM)
         (temporary / PROGRESS).write_text(json.dumps(asdict(progress)), "utf-8")
     for step, path in _numbered(folder):
         if step not in {progress.step, progress.best_step}:
@@ -137,6 +137,7 @@ def load_checkpoint(checkpoint: Path, model: PeftModel, optimizer: torch.optim.O
 def _restore(checkpoint: Path, model: PeftModel, optimizer: torch.optim.Optimizer) -> None:
     set_adapter_state(model, load_file(checkpoint / ADAPTER))
     saved = load_file(checkpoint / OPTIMIZER)
+    fused = bool(optimizer.defaults.get("fused"))  # its kernel counts the steps where the parameters are
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and f"{name}.step" in saved:
             moments = {key: saved[f"{name}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq")}
@@ -144,12 +145,10 @@ def _restore(checkpoint: Path, model: PeftModel, optimizer: torch.optim.Optimize
                 msg = f"the moments of {name} have another shape"
                 raise RuntimeError(msg)
             optimizer.state[parameter] = {
-                key: tensor.to("cpu" if key == "step" else parameter.device) for key, tensor in moments.items()
+                key: tensor.to("cpu" if key == "step" and not fused else parameter.device)
+                for key, tensor in moments.items()
             }
-    random = load_file(checkpoint / RANDOM)
-    torch.set_rng_state(random["cpu"])
-    if "cuda" in random and torch.cuda.is_available():
-        torch.cuda.set_rng_state(random["cuda"])
+    restore_random_state(load_file(checkpoint / RANDOM))
 
 
 def _check_types(progress: Progress) -> None:
@@ -209,8 +208,16 @@ def _optimizer_tensors(model: PeftModel, optimizer: torch.optim.Optimizer) -> di
     }
 
 
-def _random_state() -> dict[str, torch.Tensor]:
+def random_state() -> dict[str, torch.Tensor]:
+    """The states of torch's default generators: of the CPU, and of the GPU where there is one."""
     state = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state()
     return state
+
+
+def restore_random_state(state: dict[str, torch.Tensor]) -> None:
+    """Put the generators back to what `random_state` gave."""
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])

@@ -20,7 +20,15 @@ from rxtone.model.memory import out_of_memory, split
 from rxtone.model.scoring import Scorer, log_probabilities, module_of, score_dataset
 from rxtone.stats.metrics import classification_metrics
 from rxtone.stopping import Stop
-from rxtone.training.checkpoint import Progress, checkpoint_path, load_best, load_checkpoint, save_checkpoint
+from rxtone.training.checkpoint import (
+    Progress,
+    checkpoint_path,
+    load_best,
+    load_checkpoint,
+    random_state,
+    restore_random_state,
+    save_checkpoint,
+)
 from rxtone.training.events import CheckpointSaved, EvalDone, Event, MemoryShort, StepDone
 from rxtone.training.objective import Objective, class_weight_vector, loss_sum
 from rxtone.training.processes import Processes
@@ -74,7 +82,8 @@ def fit(
     stop = stop or Stop()
     model = cast("PeftModel", module_of(scorer))
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=train.learning_rate, weight_decay=train.weight_decay)
+    fused = parameters[0].is_cuda  # one kernel for all parameters, where the number of kernels is what costs
+    optimizer = torch.optim.AdamW(parameters, lr=train.learning_rate, weight_decay=train.weight_decay, fused=fused)
     torch.manual_seed(train.seed)
     progress = load_checkpoint(resume_from, model, optimizer) if resume_from else Progress()
     team = processes or Processes()
@@ -156,7 +165,7 @@ def _step(
     scale = FP16_LOSS_SCALE if next(model.parameters()).dtype == torch.float16 else 1.0
     while True:
         optimizer.zero_grad(set_to_none=True)
-        random = torch.get_rng_state()
+        random = random_state()
         try:
             loss_total, weight_total = _backward(
                 scorer, data, [*map(team.share, group)], [*map(team.share, extra)], train, class_weights, scale, parts
@@ -168,7 +177,7 @@ def _step(
             _refuse_one_review([*group, *extra], parts, data)
         # Outside of the handler, whose traceback holds what the failed forward made.
         parts *= 2
-        torch.set_rng_state(random)
+        restore_random_state(random)
     loss_total, weight_total = team.sum_numbers(loss_total, weight_total)
     if not math.isfinite(loss_total):
         msg = (
@@ -178,8 +187,7 @@ def _step(
         raise RunError(msg)
     team.sum_gradients([p for p in model.parameters() if p.requires_grad])
     parameters = [p for p in model.parameters() if p.requires_grad and p.grad is not None]
-    for parameter in parameters:
-        parameter.grad.div_(weight_total * scale)  # type: ignore[union-attr]  # filtered above
+    torch._foreach_div_([p.grad for p in parameters if p.grad is not None], weight_total * scale)
     if first:
         _check_gradients(model)
     norm = torch.nn.utils.clip_grad_norm_(parameters, train.max_grad_norm)

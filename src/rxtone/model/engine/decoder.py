@@ -31,7 +31,7 @@ from torch.autograd.function import once_differentiable
 from rxtone.model.engine.dropout import Mask, MaskSource
 from rxtone.model.engine.encoder import Pass, feed_forward, taken
 from rxtone.model.engine.layout import relative_bias
-from rxtone.model.engine.ops import drop, linear, linear_backward, norm, norm_backward, scale_of
+from rxtone.model.engine.ops import drop, linear, linear_backward, masked, norm, norm_backward, scale_of
 from rxtone.model.engine.plan import Adapter, Attention, Linear, Weights
 
 
@@ -43,13 +43,13 @@ class _Drop(torch.autograd.Function):
         x = x.contiguous()
         out, ctx.mask = drop(masks, x, rate)
         ctx.masks = masks
-        return out * scale_of(ctx.mask)
+        scale = scale_of(ctx.mask)
+        return out if scale == 1.0 else out * scale
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        scaled = (grad * scale_of(ctx.mask)).contiguous()
-        return ctx.masks.apply(scaled, ctx.mask, in_place=True), None, None
+        return masked(ctx.masks, grad, ctx.mask, scale_of(ctx.mask)), None, None
 
 
 class _NormDrop(torch.autograd.Function):
@@ -60,16 +60,14 @@ class _NormDrop(torch.autograd.Function):
         out, mask = drop(run.masks, norm(x, weight, run.epsilon), run.rate, in_place=True)
         ctx.tape = (x, weight, mask)
         ctx.run = run
-        return out.mul_(scale_of(mask))
+        return out if scale_of(mask) == 1.0 else out.mul_(scale_of(mask))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         x, weight, mask = taken(ctx)
         run: Pass = ctx.run
-        scaled = torch.mul(grad, scale_of(mask)).contiguous()
-        if run.masks is not None:
-            run.masks.apply(scaled, mask, in_place=True)
+        scaled = masked(run.masks, grad, mask, scale_of(mask))
         return norm_backward(scaled, x, weight, run.epsilon, None), None, None
 
 
@@ -98,21 +96,21 @@ class _AdapterDown(torch.autograd.Function):
     def forward(ctx: Any, h: Tensor, down: Tensor, mask: Mask | None, masks: MaskSource | None) -> Tensor:
         ctx.tape = (h, down, mask)
         ctx.masks = masks
-        masked = h if masks is None else masks.apply(h, mask)
-        return masked @ down.to(h.dtype).t()
+        kept = h if masks is None else masks.apply(h, mask)
+        return kept @ down.to(h.dtype).t()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         h, down, mask = taken(ctx)
         masks: MaskSource | None = ctx.masks
-        masked = h if masks is None else masks.apply(h, mask)
+        kept = h if masks is None else masks.apply(h, mask)
         dh: Tensor | None = None
         if ctx.needs_input_grad[0]:
             dh = grad @ down.to(h.dtype)
             if masks is not None:
                 masks.apply(dh, mask, in_place=True)
-        return dh, (grad.t() @ masked).to(down.dtype), None, None
+        return dh, (grad.t() @ kept).to(down.dtype), None, None
 
 
 class _CrossCore(torch.autograd.Function):
@@ -153,6 +151,8 @@ class _CrossCore(torch.autograd.Function):
                 extra[part] = torch.bmm(dropped, block.pad(v))
         ctx.tape = (u, h, y, k, v, kept, scale)
         ctx.run = run
+        if scale == 1.0:
+            return sums, extra
         return sums.mul_(scale), None if extra is None else extra.mul_(scale)
 
     @staticmethod
@@ -160,13 +160,11 @@ class _CrossCore(torch.autograd.Function):
     def backward(ctx: Any, dsums: Tensor, dextra: Tensor | None) -> tuple[Any, ...]:
         u, h, y, k, v, kept, scale = taken(ctx)
         run: Pass = ctx.run
-        dsums = dsums * scale
+        if scale != 1.0:
+            dsums, dextra = dsums * scale, None if v is None or dextra is None else dextra * scale
         du = torch.empty_like(u)
         dh = torch.empty_like(h) if ctx.needs_input_grad[1] else None
         dy, dk, dv = (None if t is None else torch.empty_like(t) for t in (y, k, v))
-        if v is not None:
-            assert dextra is not None
-            dextra = dextra * scale
         for block, (probabilities, mask) in zip(run.blocks, kept, strict=True):
             part = slice(block.first, block.first + block.reviews)
             rows = block.pad(h)

@@ -17,12 +17,16 @@ below a threshold: one fused torch kernel (``threshold_backward``) reads value a
 value. The threshold is the number below which exactly round(p * 2**bits) of the 2**bits patterns lie, so p is
 exact to 2**-16 in bf16 and finer in fp32 and fp64. Masked values are not rescaled here: callers fold 1/(1-p)
 into a factor that they apply anyway.
+
+A GPU draws its random numbers in parallel, and what costs there is the number of kernels and not their
+arithmetic: torch's own fused dropout draws, masks and rescales in one, and a byte an element is kept.
 """
 
 from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -45,16 +49,67 @@ class Mask:
 
     Attributes:
         rate: The share of elements that are dropped.
-        offsets: One triple of table offsets (64-bit words) per tile.
+        scale: The factor that masked values still owe, so that their expectation is kept: 1 / (1 - rate), or 1
+            where ``apply`` multiplies by it.
+        offsets: Of ``TableMasks``: one triple of table offsets (64-bit words) per tile.
+        kept: Of ``DrawnMasks``: which elements stay, bool (elements,).
     """
 
     rate: float
-    offsets: tuple[tuple[int, int, int], ...]
+    scale: float
+    offsets: tuple[tuple[int, int, int], ...] = ()
+    kept: Tensor | None = None
 
-    @property
-    def scale(self) -> float:
-        """The factor 1 / (1 - rate) that keeps the expectation."""
-        return 1.0 / (1.0 - self.rate)
+
+class MaskSource(Protocol):
+    """The masks of one forward pass and of its backward pass."""
+
+    def mask(self, elements: int, dtype: torch.dtype, rate: float) -> Mask | None:
+        """Draw the mask of a tensor.
+
+        Args:
+            elements: How many elements the tensor has.
+            dtype: Its dtype.
+            rate: The share to drop, at most 0.99.
+
+        Returns:
+            The mask, or None where nothing is dropped.
+
+        Raises:
+            ValueError: The rate is not in [0, 0.99].
+        """
+
+    def apply(self, values: Tensor, mask: Mask | None, *, in_place: bool = False) -> Tensor:
+        """Set the dropped elements to zero; what the others owe is ``mask.scale``.
+
+        Args:
+            values: A contiguous tensor of the size and dtype that the mask was drawn for.
+            mask: What ``mask`` returned; None drops nothing.
+            in_place: Overwrite ``values``.
+
+        Returns:
+            The masked values; ``values`` itself where the mask is None or ``in_place`` is set.
+        """
+
+    def drop(self, values: Tensor, rate: float, *, in_place: bool = False) -> tuple[Tensor, Mask | None]:
+        """Draw a mask and apply it.
+
+        Args:
+            values: Contiguous.
+            rate: The share to drop, at most 0.99.
+            in_place: ``values`` may be overwritten.
+
+        Returns:
+            The masked values and the mask (None where nothing is dropped).
+
+        Raises:
+            ValueError: The rate is not in [0, 0.99].
+        """
+
+
+def _check_rate(rate: float) -> None:
+    if not 0.0 <= rate <= _MAX_RATE:
+        raise ValueError(f"expected a dropout rate in [0, {_MAX_RATE}], got {rate}")
 
 
 def threshold(rate: float, dtype: torch.dtype) -> float:
@@ -80,8 +135,8 @@ def threshold(rate: float, dtype: torch.dtype) -> float:
     return float(struct.unpack(float_code, struct.pack(integer_code, pattern))[0])
 
 
-class MaskSource:
-    """The masks of one forward pass and of its backward pass."""
+class TableMasks:
+    """A ``MaskSource`` of bits that are combined from tables: for CPUs."""
 
     def __init__(self, seed: int, device: torch.device) -> None:
         """Fill the tables.
@@ -97,40 +152,18 @@ class MaskSource:
         self._generator = generator
 
     def mask(self, elements: int, dtype: torch.dtype, rate: float) -> Mask | None:
-        """Draw the mask of a tensor.
-
-        Args:
-            elements: How many elements the tensor has.
-            dtype: Its dtype: bfloat16, float32 or float64.
-            rate: The share to drop, at most 0.99.
-
-        Returns:
-            The mask, or None where nothing is dropped.
-
-        Raises:
-            ValueError: The rate is not in [0, 0.99].
-        """
-        if not 0.0 <= rate <= _MAX_RATE:
-            raise ValueError(f"expected a dropout rate in [0, {_MAX_RATE}], got {rate}")
+        """Draw the mask of a tensor, of dtype bfloat16, float32 or float64; see ``MaskSource``."""
+        _check_rate(rate)
         if rate == 0.0 or elements == 0:
             return None
         words = -(-elements * dtype.itemsize // 8)
         tiles = -(-words // _TILE_WORDS)
         steps = (_TABLE_WORDS - _TILE_WORDS) // _ALIGNMENT
         drawn = (self._generator.integers(0, steps, size=(tiles, 3)) * _ALIGNMENT).tolist()
-        return Mask(rate, tuple((first, second, third) for first, second, third in drawn))
+        return Mask(rate, 1.0 / (1.0 - rate), tuple((first, second, third) for first, second, third in drawn))
 
     def apply(self, values: Tensor, mask: Mask | None, *, in_place: bool = False) -> Tensor:
-        """Set the dropped elements to zero, without rescaling the others.
-
-        Args:
-            values: A contiguous tensor of the size and dtype that the mask was drawn for.
-            mask: What ``mask`` returned; None drops nothing.
-            in_place: Overwrite ``values``.
-
-        Returns:
-            The masked values; ``values`` itself where the mask is None or ``in_place`` is set.
-        """
+        """Set the dropped elements to zero, without rescaling the others; see ``MaskSource``."""
         if mask is None:
             return values
         flat = values.view(-1)
@@ -145,6 +178,11 @@ class MaskSource:
             )
         return out.view(values.shape)
 
+    def drop(self, values: Tensor, rate: float, *, in_place: bool = False) -> tuple[Tensor, Mask | None]:
+        """Draw a mask and apply it; see ``MaskSource``."""
+        mask = self.mask(values.numel(), values.dtype, rate)
+        return self.apply(values, mask, in_place=in_place), mask
+
     def _bits(self, offsets: tuple[int, int, int], elements: int, dtype: torch.dtype) -> Tensor:
         words = -(-elements * dtype.itemsize // 8)
         first, second, third = (
@@ -154,3 +192,43 @@ class MaskSource:
         torch.bitwise_xor(first, second, out=bits)
         bits.bitwise_xor_(third)
         return bits.view(dtype)[:elements]
+
+
+class DrawnMasks:
+    """A ``MaskSource`` that draws from the device's own generator and keeps the masks: for GPUs.
+
+    Values are rescaled where they are masked: the kernel multiplies anyway.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        """Draw from the default generator of a device.
+
+        Args:
+            device: Where the masked tensors live.
+        """
+        self._device = device
+
+    def mask(self, elements: int, dtype: torch.dtype, rate: float) -> Mask | None:
+        """Draw the mask of a tensor of any dtype; see ``MaskSource``."""
+        _check_rate(rate)
+        if rate == 0.0 or elements == 0:
+            return None
+        kept = torch.empty(elements, dtype=torch.bool, device=self._device).bernoulli_(1.0 - rate)
+        return Mask(rate, 1.0, kept=kept)
+
+    def apply(self, values: Tensor, mask: Mask | None, *, in_place: bool = False) -> Tensor:
+        """Set the dropped elements to zero and rescale the others; see ``MaskSource``."""
+        if mask is None or mask.kept is None:
+            return values
+        kept, factor = mask.kept.view(values.shape), 1.0 / (1.0 - mask.rate)
+        kernel = torch.ops.aten.native_dropout_backward  # it is nothing but values * kept * factor
+        out: Tensor = kernel.out(values, kept, factor, out=values) if in_place else kernel(values, kept, factor)
+        return out
+
+    def drop(self, values: Tensor, rate: float, *, in_place: bool = False) -> tuple[Tensor, Mask | None]:
+        """Draw a mask and apply it, in one kernel; see ``MaskSource``."""
+        _check_rate(rate)
+        if rate == 0.0 or values.numel() == 0:
+            return values, None
+        out, kept = torch.ops.aten.native_dropout(values, rate, True)
+        return out, Mask(rate, 1.0, kept=kept.view(-1))

@@ -5,6 +5,9 @@ written out, see ``ops``. What they keep per token and layer: h; q, k, v and the
 two (or one) inner activations of the feed-forward layer. Normalised inputs, activations, products and every
 mask are made again. Where no gradient is wanted (the lowest adapted sublayer's input, and everything below
 it) none is computed.
+
+On a GPU in half precision attention is one kernel, torch's memory-efficient one (Rabe and Staats 2021; it takes a
+bias and dropout, which its flash kernel does not): probabilities and their masks never reach memory.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from rxtone.model.engine.ops import (
     drop,
     linear,
     linear_backward,
+    masked,
     norm,
     norm_backward,
     normed_linears,
@@ -56,6 +60,10 @@ class Pass:
     masks: MaskSource | None
 
 
+_Fused = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Output, log-sums of exponentials, and where the random numbers begin (seed and offset): of one block."""
+
+
 @dataclass
 class _AttentionTape:
     """What the backward of an attention sublayer needs, freed as the backward reaches it."""
@@ -66,6 +74,7 @@ class _AttentionTape:
     v: Tensor
     context: Tensor | None
     probabilities: list[tuple[Tensor, Mask | None]]
+    fused: list[_Fused]
     adapters: tuple[AdapterTape | None, ...]
     out: Mask | None
 
@@ -146,17 +155,65 @@ def _attend_backward(grad: Tensor, tape: _AttentionTape, run: Pass) -> tuple[Ten
     return grads[0], grads[1], grads[2]
 
 
+def _fuses(q: Tensor, run: Pass) -> bool:
+    """Whether torch's memory-efficient kernel computes attention: it reads vectors of eight half-precision numbers."""
+    aligned = q.shape[1] // run.heads % 8 == 0 and all(block.length % 8 == 0 for block in run.blocks)
+    return q.is_cuda and q.dtype in (torch.bfloat16, torch.float16) and aligned
+
+
+def _by_head(rows: Tensor, block: Block, heads: int, *, zero: bool = False) -> Tensor:
+    """Flat rows of a block as a view (reviews, heads, length, width of a head)."""
+    padded = block.pad(rows, zero=zero)
+    return padded.view(block.reviews, block.length, heads, -1).transpose(1, 2)
+
+
+def _attend_fused(q: Tensor, k: Tensor, v: Tensor, run: Pass, keep: list[_Fused] | None) -> Tensor:
+    """``_attend`` in one kernel a block."""
+    context = torch.empty_like(q)
+    rate = 0.0 if run.masks is None else run.rate
+    for block, bias in zip(run.blocks, run.biases, strict=True):
+        heads = [_by_head(rows, block, run.heads) for rows in (q, k, v)]
+        wide = bias.expand(block.reviews, -1, -1, -1)
+        kept: _Fused = torch.ops.aten._scaled_dot_product_efficient_attention(
+            *heads, wide, keep is not None, rate, scale=1.0
+        )
+        block.unpad_to(context, kept[0].transpose(1, 2).reshape(block.reviews, block.length, -1))
+        if keep is not None:
+            keep.append(kept)
+    return context
+
+
+def _attend_fused_backward(grad: Tensor, tape: _AttentionTape, run: Pass) -> tuple[Tensor, Tensor, Tensor]:
+    """``_attend_backward`` in one kernel a block."""
+    grads = [torch.empty_like(tape.q) for _ in range(3)]
+    rate = 0.0 if run.masks is None else run.rate
+    for block, bias, (out, sums, seed, offset) in zip(run.blocks, run.biases, tape.fused, strict=True):
+        upper = _by_head(grad, block, run.heads, zero=True)
+        heads = [_by_head(rows, block, run.heads) for rows in (tape.q, tape.k, tape.v)]
+        wide = bias.expand(block.reviews, -1, -1, -1)
+        found = torch.ops.aten._scaled_dot_product_efficient_attention_backward(
+            upper, *heads, wide, out, sums, seed, offset, rate, [True, True, True, False], scale=1.0
+        )
+        for target, own in zip(grads, found[:3], strict=True):
+            block.unpad_to(target, own.transpose(1, 2).reshape(block.reviews, block.length, -1))
+    return grads[0], grads[1], grads[2]
+
+
 def _attention(h: Tensor, layer: Attention, run: Pass, *, keep: bool) -> tuple[Tensor, _AttentionTape | None]:
     (q, k, v), tapes = normed_linears(h, layer.norm, run.epsilon, (layer.q, layer.k, layer.v), run.masks)
     probabilities: list[tuple[Tensor, Mask | None]] = []
-    context = _attend(q, k, v, run, probabilities if keep else None)
+    fused: list[_Fused] = []
+    if _fuses(q, run):
+        context = _attend_fused(q, k, v, run, fused if keep else None)
+    else:
+        context = _attend(q, k, v, run, probabilities if keep else None)
     out, o_tape = linear(context, layer.o, run.masks)
     out, mask = drop(run.masks, out, run.rate, in_place=True)
     result = torch.add(h, out, alpha=scale_of(mask))
     if not keep:
         return result, None
     wanted = context if layer.o.adapter is not None else None
-    return result, _AttentionTape(h, q, k, v, wanted, probabilities, (*tapes, o_tape), mask)
+    return result, _AttentionTape(h, q, k, v, wanted, probabilities, fused, (*tapes, o_tape), mask)
 
 
 class AttentionSublayer(torch.autograd.Function):
@@ -178,13 +235,11 @@ class AttentionSublayer(torch.autograd.Function):
         run: Pass = ctx.run
         need = bool(ctx.needs_input_grad[0])
         q_tape, k_tape, v_tape, o_tape = tape.adapters
-        upper = torch.mul(grad, scale_of(tape.out))
-        if run.masks is not None:
-            run.masks.apply(upper, tape.out, in_place=True)
+        upper = masked(run.masks, grad, tape.out, scale_of(tape.out))
         context = tape.q if tape.context is None else tape.context  # the input of o matters to its adapter alone
         middle, o_grads = linear_backward(upper, context, layer.o, o_tape, run.masks)
         assert middle is not None
-        dq, dk, dv = _attend_backward(middle, tape, run)
+        dq, dk, dv = (_attend_fused_backward if tape.fused else _attend_backward)(middle, tape, run)
         x = norm(tape.h, layer.norm, run.epsilon)
         dx, q_grads = linear_backward(dq, x, layer.q, q_tape, run.masks, need_input=need)
         dx, k_grads = linear_backward(dk, x, layer.k, k_tape, run.masks, dx, need_input=need)
@@ -257,9 +312,7 @@ class FeedForwardSublayer(torch.autograd.Function):
         run: Pass = ctx.run
         need = bool(ctx.needs_input_grad[0])
         *gate_tapes, up_tape, down_tape = tape.adapters
-        upper = torch.mul(grad, scale_of(tape.inner) * scale_of(tape.out))
-        if run.masks is not None:
-            run.masks.apply(upper, tape.out, in_place=True)
+        upper = masked(run.masks, grad, tape.out, scale_of(tape.inner) * scale_of(tape.out))
         hidden = tape.up
         if layer.down.adapter is not None:
             hidden = _hidden(tape.gate, tape.up, layer.activation)

@@ -9,6 +9,11 @@ padded and masked.
 
 All layers of T5's encoder share the relative position bias of the first, so bias and mask are built once per
 block and batch; the reference adds mask to bias in every layer.
+
+A GPU wants few large kernels, and the same ones again: ``fixed_layout`` lays a batch out so that the shape of every
+tensor follows from three numbers (rows, reviews, longest), which ``fill`` rounds up. Filler reviews make up the rest.
+They are computed like reviews and nobody reads them: whatever loss is taken of the others, theirs is a gradient of
+zero.
 """
 
 from __future__ import annotations
@@ -21,6 +26,9 @@ import torch
 from torch import Tensor
 
 _CELLS = 1 << 19  # attention scores of a block over all heads: 1 MiB in bf16, a core's second-level cache
+_GPU_CELLS = 1 << 26  # a GPU's kernels are worth their launch when they are large
+_GPU_MULTIPLE = 16  # lengths of a GPU's blocks: its attention kernel reads biases in aligned vectors
+_STEP = 256  # rows of a filled batch are rounded up to a multiple of this, or of an eighth of them
 _MAX_WASTE = 1.2  # padded cells of a block over its real cells
 
 
@@ -38,6 +46,8 @@ class Block:
             lengths agree.
         scatter: Padded cell of every flat row (stop - start,); None where all lengths agree.
         padding: True for padding (reviews, length); None where all lengths agree.
+
+    A block of a ``fixed_layout`` has all three, padded or not.
     """
 
     first: int
@@ -78,10 +88,12 @@ class Block:
         """
         width = out.shape[1]
         target = out[self.start : self.stop]
-        if self.scatter is not None:
-            torch.mul(padded.reshape(-1, width)[self.scatter], scale, out=target)
-        else:
+        if self.scatter is None:
             torch.mul(padded.reshape(-1, width), scale, out=target)
+        elif scale == 1.0:
+            torch.index_select(padded.reshape(-1, width), 0, self.scatter, out=target)
+        else:
+            torch.mul(padded.reshape(-1, width).index_select(0, self.scatter), scale, out=target)
 
 
 @dataclass(frozen=True)
@@ -93,7 +105,7 @@ class Layout:
         inverse: Position in ``order`` of every review of the caller.
         tokens: Flat position in the caller's tokens of every flat row here.
         blocks: Attention blocks, in order.
-        longest: The longest review.
+        longest: Length of the longest block.
     """
 
     order: tuple[int, ...]
@@ -119,6 +131,7 @@ def plan_layout(lengths: Sequence[int], heads: int, device: torch.device) -> Lay
     """
     if not lengths or min(lengths) < 1:
         raise ValueError("expected at least one review, each with at least one token (the end-of-sequence token)")
+    multiple = _GPU_MULTIPLE if device.type == "cuda" else 1
     order = sorted(range(len(lengths)), key=lambda i: lengths[i])
     inverse = [0] * len(order)
     for position, review in enumerate(order):
@@ -131,20 +144,71 @@ def plan_layout(lengths: Sequence[int], heads: int, device: torch.device) -> Lay
     shift = torch.tensor([starts[i] for i in order]) - (torch.cumsum(sizes, 0) - sizes)
     tokens = torch.arange(starts[-1]) + torch.repeat_interleave(shift, sizes)
     blocks, first, row = [], 0, 0
-    for stop in _cuts(ordered, heads):
-        block = _block(ordered[first:stop], first, row, device)
+    for stop in _cuts(ordered, heads, _GPU_CELLS if device.type == "cuda" else _CELLS):
+        block = _block(ordered[first:stop], first, row, device, multiple)
         blocks.append(block)
         first, row = stop, block.stop
-    return Layout(tuple(order), tuple(inverse), tokens.to(device), tuple(blocks), max(lengths))
+    return Layout(tuple(order), tuple(inverse), tokens.to(device), tuple(blocks), blocks[-1].length)
 
 
-def _cuts(ordered: Sequence[int], heads: int) -> list[int]:
+def fill(lengths: Sequence[int]) -> tuple[list[int], int, int]:
+    """Filler reviews that bring a batch to one of a few shapes.
+
+    Args:
+        lengths: Tokens of every review, all at least 1.
+
+    Returns:
+        Tokens of every review, fillers (of at least one token) last; their sum, the rows; and the length to which the
+        longest is rounded up.
+    """
+    longest = _up(max(lengths), max(32, _eighth(max(lengths)) * 2))
+    step = max(_STEP, _eighth(sum(lengths)))
+    fillers = -(-(step - 1) // (longest - 1))  # so many hold whatever is missing to the next multiple
+    fillers = _up(len(lengths) + fillers, max(1, _eighth(len(lengths)))) - len(lengths)
+    rows = _up(sum(lengths) + fillers, step)
+    share, more = divmod(rows - sum(lengths), fillers)
+    return [*lengths, *(share + (i < more) for i in range(fillers))], rows, longest
+
+
+def _up(number: int, step: int) -> int:
+    return -(-number // step) * step
+
+
+def _eighth(number: int) -> int:
+    """An eighth of the power of two at or below a number: rounding up to it adds less than an eighth."""
+    return 1 << max(0, number.bit_length() - 4)
+
+
+def fixed_layout(lengths: Tensor, rows: int, longest: int) -> tuple[Block, ...]:
+    """One padded block whose shapes do not depend on the values of the lengths; nothing waits for the device.
+
+    Args:
+        lengths: Tokens of every review (reviews,) int64, all at least 1 and at most ``longest``; they sum to ``rows``.
+        rows: Of the batch.
+        longest: Length of the block.
+
+    Returns:
+        The block.
+    """
+    reviews, device = lengths.shape[0], lengths.device
+    ends = torch.cumsum(lengths, 0)
+    begins = ends - lengths
+    positions = torch.arange(longest, device=device)
+    padding = positions >= lengths[:, None]
+    gather = (begins[:, None] + positions).masked_fill(padding, 0).flatten()
+    row = torch.arange(rows, device=device)
+    review = torch.searchsorted(ends, row, right=True)
+    scatter = row + (torch.arange(reviews, device=device) * longest - begins)[review]
+    return (Block(0, reviews, 0, rows, longest, gather, scatter, padding),)
+
+
+def _cuts(ordered: Sequence[int], heads: int, cells: int) -> list[int]:
     """Ends of the blocks: as many reviews as fit the cell budget at an acceptable share of padding."""
     cuts, first, real = [], 0, 0
     for index, length in enumerate(ordered):
         reviews = index - first + 1
         padded = reviews * length * length
-        if reviews > 1 and (padded * heads > _CELLS or padded > _MAX_WASTE * (real + length * length)):
+        if reviews > 1 and (padded * heads > cells or padded > _MAX_WASTE * (real + length * length)):
             cuts.append(index)
             first, real = index, 0
         real += length * length
@@ -152,8 +216,8 @@ def _cuts(ordered: Sequence[int], heads: int) -> list[int]:
     return cuts
 
 
-def _block(lengths: Sequence[int], first: int, row: int, device: torch.device) -> Block:
-    count, longest, total = len(lengths), lengths[-1], sum(lengths)
+def _block(lengths: Sequence[int], first: int, row: int, device: torch.device, multiple: int) -> Block:
+    count, longest, total = len(lengths), _up(lengths[-1], multiple), sum(lengths)
     if lengths[0] == longest:
         return Block(first, count, row, row + total, longest, None, None, None)
     sizes = torch.tensor(lengths)

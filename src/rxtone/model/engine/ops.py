@@ -26,10 +26,19 @@ _FUSED = {"gelu_new": ("gelu", "tanh"), "gelu": ("gelu", "none"), "relu": ("relu
 
 @dataclass(frozen=True)
 class AdapterTape:
-    """What an adapter's backward needs beside the input: its mask and down(dropout(x)) (rows, r)."""
+    """What an adapter's backward needs beside the input.
+
+    Attributes:
+        mask: Of the adapter's input.
+        inner: down(dropout(x)) (rows, r).
+        down: ``lora_A`` in the dtype of x.
+        up: ``lora_B`` in the dtype of x.
+    """
 
     mask: Mask | None
     inner: Tensor
+    down: Tensor
+    up: Tensor
 
 
 def _tensor(value: Any) -> Tensor:
@@ -39,24 +48,43 @@ def _tensor(value: Any) -> Tensor:
 def drop(
     masks: MaskSource | None, values: Tensor, rate: float, *, in_place: bool = False
 ) -> tuple[Tensor, Mask | None]:
-    """Mask a tensor without rescaling it.
+    """Mask a tensor; what it still owes is ``scale_of`` the mask.
 
     Args:
         masks: The source of masks, None outside training.
         values: Contiguous values.
         rate: Share to drop.
-        in_place: Overwrite ``values``.
+        in_place: ``values`` may be overwritten.
 
     Returns:
         The masked values and the mask (None where nothing is dropped).
     """
-    mask = None if masks is None else masks.mask(values.numel(), values.dtype, rate)
-    return (values if masks is None else masks.apply(values, mask, in_place=in_place)), mask
+    return (values, None) if masks is None else masks.drop(values, rate, in_place=in_place)
 
 
 def scale_of(mask: Mask | None) -> float:
     """The factor that a dropped tensor still owes."""
     return 1.0 if mask is None else mask.scale
+
+
+def masked(masks: MaskSource | None, values: Tensor, mask: Mask | None, scale: float) -> Tensor:
+    """Apply a mask that was drawn before, and a factor.
+
+    Args:
+        masks: The source of the mask, None outside training.
+        values: Unchanged; what comes back may be ``values`` itself.
+        mask: The mask, None where nothing is dropped.
+        scale: The factor, such as ``scale_of`` the mask.
+
+    Returns:
+        The values, masked and multiplied, contiguous.
+    """
+    out = values.contiguous()
+    if masks is not None and mask is not None:
+        out = masks.apply(out, mask)
+    if scale == 1.0:
+        return out
+    return torch.mul(out, scale) if out is values else out.mul_(scale)
 
 
 def norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
@@ -79,7 +107,8 @@ def norm_backward(grad: Tensor, x: Tensor, weight: Tensor, epsilon: float, onto:
 
     With r = 1 / sqrt(mean(x**2) + epsilon), n = x * r and g = grad * weight, the gradient is r * (g - n *
     mean(g * n)). torch has a fused backward of layer norm, r * (g - mean(g) - n * mean(g * n)) for n = (x -
-    mean) * r with mean and r as inputs: at mean = 0 it lacks r * mean(g), which is added.
+    mean) * r with mean and r as inputs: at mean = 0 it lacks r * mean(g), which is added. On a GPU torch has one of
+    this norm itself.
 
     Args:
         grad: Gradient at the norm's output (rows, width).
@@ -97,6 +126,10 @@ def norm_backward(grad: Tensor, x: Tensor, weight: Tensor, epsilon: float, onto:
             (out,) = torch.autograd.grad(_norm_double(leaf, weight.detach(), epsilon), leaf, grad)
         return out if onto is None else out.add_(onto)
     width = x.shape[-1]
+    if x.is_cuda:
+        _, inverse = _aten._fused_rms_norm(x, [width], weight, epsilon)
+        (out, _) = _aten._fused_rms_norm_backward(grad, x, [width], inverse, weight, [True, False])
+        return _tensor(out) if onto is None else _tensor(out).add_(onto)
     square = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32).square_().div_(width)
     inverse = square.add_(epsilon).rsqrt_()
     zero = torch.zeros_like(inverse)
@@ -129,10 +162,11 @@ def linear(x: Tensor, layer: Linear, masks: MaskSource | None) -> tuple[Tensor, 
     adapter = layer.adapter
     if adapter is None:
         return y, None
-    masked, mask = drop(masks, x, adapter.rate)
-    inner = masked @ adapter.down.to(x.dtype).t()
-    y.addmm_(inner, adapter.up.to(x.dtype).t(), alpha=adapter.scaling * scale_of(mask))
-    return y, AdapterTape(mask, inner)
+    down, up = adapter.down.to(x.dtype), adapter.up.to(x.dtype)
+    kept, mask = drop(masks, x, adapter.rate)
+    inner = kept @ down.t()
+    y.addmm_(inner, up.t(), alpha=adapter.scaling * scale_of(mask))
+    return y, AdapterTape(mask, inner, down, up)
 
 
 def normed_linears(
@@ -211,12 +245,11 @@ def linear_backward(
     if adapter is None or tape is None:
         return out, ()
     factor = adapter.scaling * scale_of(tape.mask)
-    inner = (grad @ adapter.up.to(x.dtype)).mul_(factor)
-    masked = x if masks is None else masks.apply(x, tape.mask)
-    grad_down = (inner.t() @ masked).to(adapter.down.dtype)
+    inner = (grad @ tape.up).mul_(factor)
+    grad_down = (inner.t() @ masked(masks, x, tape.mask, 1.0)).to(adapter.down.dtype)
     grad_up = (grad.t() @ tape.inner).to(adapter.up.dtype).mul_(factor)
     if need_input and out is not None:
-        through = inner @ adapter.down.to(x.dtype)
+        through = inner @ tape.down
         out.add_(through if masks is None else masks.apply(through, tape.mask, in_place=True))
     return out, (grad_down, grad_up)
 

@@ -7,7 +7,7 @@ exactly is refused with the reason.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -201,6 +201,33 @@ def read_weights(model: nn.Module) -> Weights | Unsupported:
         return _read(base)
     except _UnsupportedError as error:
         return Unsupported(str(error))
+
+
+def aliased(weights: Weights) -> Weights:
+    """The same memory behind other leaves of autograd.
+
+    A leaf's node remembers the stream on which it was first used, as long as any graph that leads to it lives; what is
+    recorded on another stream must not meet it.
+
+    Args:
+        weights: Of a model.
+
+    Returns:
+        Records of the same tensors, the adapters' being leaves of their own on the same storage.
+    """
+    found: Weights = _aliased(weights)
+    return found
+
+
+def _aliased(node: Any) -> Any:
+    if isinstance(node, Adapter):
+        down, up = (t.detach().requires_grad_(t.requires_grad) for t in (node.down, node.up))
+        return replace(node, down=down, up=up)
+    if isinstance(node, tuple):
+        return tuple(_aliased(part) for part in node)
+    if is_dataclass(node) and not isinstance(node, type):
+        return replace(node, **{field.name: _aliased(getattr(node, field.name)) for field in fields(node)})
+    return node
 
 
 def _read(base: T5ForConditionalGeneration) -> Weights:
