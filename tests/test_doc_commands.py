@@ -11,15 +11,15 @@ from pathlib import Path
 
 import doc_commands
 import pytest
+from doc_commands import NOT_RUN, ROOT, lines_of
 
 from rxtone.config import cache_dir
 from rxtone.data.tables import read_table
 
-ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 ELSEWHERE = {
     "README.md": "test_readme.py",
-    "docs/interop/notebook.md": "test_interop.py",
+    **dict.fromkeys(("docs/interop/autotrain.md", "docs/interop/notebook.md"), "test_interop.py"),
     **{f"docs/howto/{path.name}": "test_howto.py" for path in (ROOT / "docs" / "howto").glob("*.md")},
 }
 """Pages whose commands another test runs."""
@@ -29,53 +29,8 @@ HERE = (
 )  # fmt: skip
 RECORDS = ("docs/walk.md", "docs/walk-tutorial.md", "CHANGELOG.md")
 """What was typed once, with what came of it."""
-NOT_RUN = {
-    # CI installs the same extras with pip (`make setup`); tests/test_supply_chain.py reads the lock.
-    "pip install --constraint constraints.txt torch": "installs",
-    "pip install --require-hashes --no-deps -r requirements.lock": "installs",
-    "pip install --no-deps .": "installs",
-    "pip install '.[cluster]'": "installs",
-    "python3 -m venv .venv && . .venv/bin/activate": "installs",
-    "pip install --constraint constraints.txt '.[serve,export]' jupyterlab": "installs",
-    "jupyter lab runs/tutorial": "waits for a reader; tests/docs/run_notebooks.py runs the chapters",
-    # Ray has an environment of its own: `make test-extras` runs these on clusters of two nodes.
-    "rxtone sweep quick --engine ray": "tests/test_cluster.py",
-    "rxtone sweep quick --engine ray --address auto --gpus 1": "tests/test_cluster.py, without a GPU",
-    "rxtone sweep quick --engine ray --address HOST:6379 --gpus 0.5": "tests/test_cluster.py, without a GPU",
-    "rxtone predict runs/druglib reviews/ -o labelled.parquet --engine ray": "tests/serving/test_bulk_cluster.py",
-    "rxtone predict runs/druglib reviews/ -o labelled.parquet --engine ray --address auto --gpus 1": (
-        "tests/serving/test_bulk_cluster.py, without a GPU"
-    ),
-    "rxtone predict runs/druglib reviews/ -o labelled.parquet --engine ray --address HOST:6379 --cpus 4": (
-        "tests/serving/test_bulk_cluster.py"
-    ),
-    **dict.fromkeys(
-        (
-            "sbatch --nodes=2 deploy/slurm/train.sbatch druglib runs/druglib",
-            "sbatch --nodes=4 deploy/slurm/sweep.sbatch tutorial runs/tutorial-study",
-            "kubectl apply -f deploy/kuberay/rayjob.yaml",
-            "kubectl logs -f job/rxtone-sweep",
-        ),
-        "nobody, as the page says: tests/test_deploy_clusters.py checks the form of the files",
-    ),
-    ".venv-extras/bin/python -W ignore -m tests.torture --only cluster-faults": "its short form: make test-extras",
-}
-"""Lines that CI does not run, and who does; the pages mark with "not run here" what nobody has run."""
-
-
-def lines_of(page: str) -> list[str]:
-    """The lines of a page's shell blocks, comments taken off; what follows a comment "not run here" is left out."""
-    text = (ROOT / page).read_text("utf-8")
-    found = []
-    for block in re.findall(r"^ *```(?:sh|bash|shell|console)\n(.*?)^ *```$", text, re.MULTILINE | re.DOTALL):
-        waived = False
-        for line in block.splitlines():
-            if line.strip().startswith("#"):
-                waived = "not run here" in line
-            elif line.strip():
-                found += [] if waived else [re.sub(r"\s+# .*", "", line)]
-                waived = False
-    return found
+RAY = "--engine ray"
+"""What the lines have in common that need Ray, which has an environment of its own: `make test-extras`."""
 
 
 def test_no_page_and_no_exception_is_forgotten():
@@ -85,16 +40,17 @@ def test_no_page_and_no_exception_is_forgotten():
     for page, test in ELSEWHERE.items():
         assert (ROOT / page).is_file()
         assert (ROOT / "tests" / test).is_file()
-    assert set(NOT_RUN) <= {line for page in HERE for line in lines_of(page)}
+    assert set(NOT_RUN) <= {line for page in shown for line in lines_of(page)}
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch, tiny_base) -> Path:
-    """A folder with the tables that the pages name and, as `rxtone demo` leaves one, a run of the tiny base."""
+def place(tmp_path, monkeypatch, tiny_run) -> Path:
+    """A folder with the tables that the pages name and, where `rxtone demo` leaves one, a run of the tiny base."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", f"{BIN}:{os.environ['PATH']}")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     shutil.copytree(ROOT / "docs" / "tutorial", "docs/tutorial")
+    shutil.copytree(tiny_run, "runs/demo")
     read_table("sample:train", cache_dir()).frame.head(240).write_csv("reviews.csv")
     return tmp_path
 
@@ -112,13 +68,11 @@ def run_rxtone(words: list[str], place: Path, tiny_base: Path, monkeypatch, caps
     if words[1] == "serve":
         doc_commands.serve(words, place)
         return
-    if words[1] == "demo":  # minutes: tests/test_bundled.py trains it; here a run of its kind
-        words = ["rxtone", "train", "druglib", *words[2:]]
     doc_commands.run(words, own(tiny_base), monkeypatch, capsys)
 
 
 def run_other(line: str, words: list[str], place: Path, tiny_base: Path) -> None:
-    """What CI does as a whole, its test suite, is only begun here; harnesses make one attempt."""
+    """Of what make does only the steps are asked, and of pytest the tests; harnesses make one attempt."""
     match words:
         case ["make", *rest]:
             shell(f"make --dry-run {shlex.join(rest)}", ROOT)
@@ -142,7 +96,7 @@ def test_every_command_of_a_page_runs(page, place, tiny_base, monkeypatch, capsy
     variables = ""
     for line in lines_of(page):
         words = shlex.split(line)
-        if line in NOT_RUN:
+        if RAY in line or (line in NOT_RUN and words[0] != "make"):
             continue
         if re.match(r"\w+=", line):
             variables = f"{line}; "

@@ -1,14 +1,17 @@
 """README keeps its word: the tree is true, pictures are there, commands run; test_docs.py parses them and its links."""
 
 import fnmatch
+import inspect
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import doc_commands
 import polars as pl
 import pytest
 
+from rxtone import cli
 from rxtone.config import cache_dir, load_recipe
 from rxtone.data.tables import read_table
 
@@ -18,8 +21,6 @@ PACKAGE = ROOT / "src" / "rxtone"
 UNNAMED = {"__init__.py", "__main__.py", "py.typed", "__pycache__"}
 OTHERS = {"pip", "make"}
 """Commands that are not rxtone's; docs/walk.md shows them at work."""
-NOT_RUN = {"demo", "serve"}
-"""Takes minutes; serves what that left: parsed here, run in tests/test_bundled.py and tests/test_doc_commands.py."""
 
 
 def blocks(language: str) -> list[str]:
@@ -27,8 +28,7 @@ def blocks(language: str) -> list[str]:
 
 
 def commands() -> list[list[str]]:
-    lines = [shlex.split(line, comments=True) for block in blocks("sh") for line in block.splitlines()]
-    return [line for line in lines if line]
+    return [shlex.split(line) for line in doc_commands.lines_of("README.md")]
 
 
 def tree() -> list[tuple[str, str]]:
@@ -89,8 +89,8 @@ def test_other_commands_are_those_of_the_walk():
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch) -> Path:
-    """A working folder with the tables that README names, out of the bundled sample."""
+def place(tmp_path, tiny_run, monkeypatch) -> Path:
+    """A folder with the tables that README names, out of the bundled sample, and a run where the demo leaves one."""
     monkeypatch.chdir(tmp_path)
     train, test = (read_table(f"sample:{split}", cache_dir()).frame for split in ("train", "test"))
     aspects = load_recipe("druglib-aspects").aspects  # the sample lacks the columns that DrugLib has for them
@@ -101,6 +101,7 @@ def place(tmp_path, monkeypatch) -> Path:
     for name, frame in (("reviews", train.head(240)), ("more-reviews", test.head(60)), ("new", test.head(20))):
         frame.write_csv(tmp_path / f"{name}.csv")
     test.tail(60).write_csv(tmp_path / "new-reviews.csv")
+    shutil.copytree(tiny_run, inspect.signature(cli.demo).parameters["out"].default)
     return tmp_path
 
 
@@ -108,7 +109,10 @@ def test_every_command_and_the_python_run(place, tiny_base, monkeypatch, capsys)
     """In order, on the tiny base, with a step each; the seeds are two."""
     own = ["--set", f"model.base={tiny_base}", "--set", "data.train=reviews.csv", "--set", "data.test=null"]
     ran = []
-    for command in (c for c in commands() if c[0] == "rxtone" and not NOT_RUN & set(c)):
+    for command in (c for c in commands() if c[0] == "rxtone" and shlex.join(c) not in doc_commands.NOT_RUN):
+        if command[1] == "serve":
+            doc_commands.serve(command, place)
+            continue
         words = ["2" if before == "--seeds" else word for before, word in zip(["", *command], command, strict=False)]
         bundled = "druglib-aspects" in words  # the tiny base has no words for its labels
         doc_commands.run(words, [*own[2:], "--set", "model.base=bundled"] if bundled else own, monkeypatch, capsys)
