@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SETUP := $(VENV)/.installed
+EXTRAS := dev,docs,tensorboard,serve,export,pretraining
 TABLE ?= druglib:train
 BASE ?= google/flan-t5-base
 RECIPE ?= druglib
@@ -17,7 +18,7 @@ $(SETUP): pyproject.toml constraints.txt
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,docs,tensorboard,serve,export,pretraining]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'
 	touch $(SETUP)
 
 lint: setup
@@ -45,10 +46,10 @@ test-docs: setup
 
 # Ray and bitsandbytes are large, and PEFT loads the latter wherever it is: they have an environment of their own.
 test-extras:
-	$(MAKE) setup VENV=.venv-extras
-	.venv-extras/bin/pip install --quiet --constraint constraints.txt --editable '.[dev,cluster,quant]'
+	$(MAKE) setup VENV=.venv-extras EXTRAS=dev,serve,cluster,quant
 	OMP_NUM_THREADS=1 .venv-extras/bin/pytest tests/test_cluster.py tests/serving/test_bulk_cluster.py \
-		tests/model/test_quantised.py 'tests/torture/test_promises.py::test_promise[cluster-faults-short]'
+		tests/model/test_quantised.py tests/test_doc_commands.py::test_every_command_for_ray_runs \
+		'tests/torture/test_promises.py::test_promise[cluster-faults-short]'
 
 # The promises of docs/reliability.md in their long form: more than an hour on one core. SHARE=0.1 makes a tenth of it.
 SHARE ?= 1

@@ -1,5 +1,6 @@
 """The commands of the pages that no other test runs, as a reader would type them; and that no page is forgotten."""
 
+import importlib.util
 import json
 import os
 import re
@@ -41,6 +42,21 @@ def test_no_page_and_no_exception_is_forgotten():
         assert (ROOT / page).is_file()
         assert (ROOT / "tests" / test).is_file()
     assert set(NOT_RUN) <= {line for page in shown for line in lines_of(page)}
+
+
+def test_ci_makes_what_the_pages_make():
+    """The targets of `.ci/run` and what they stand on; the long ones are exceptions with a reason."""
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    made = (ROOT / ".ci" / "run").read_text("utf-8").splitlines()[-1].split()[1:]
+    assert {"test", "test-docs", "test-extras", "docs"} <= set(made)
+    made += [name for target in made for name in re.search(rf"^{target}:(.*)$", makefile, re.MULTILINE)[1].split()]
+    told = (ROOT / "CONTRIBUTING.md").read_text("utf-8").split("## What CI does not run")[1].split("\n## ")[0]
+    targets = re.search(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)[1].split()
+    assert set(targets) - set(made) == set(re.findall(r"`make ([\w-]+)`", told))
+    for page in (*ELSEWHERE, *HERE):
+        for line in lines_of(page):
+            if line.startswith("make ") and line not in NOT_RUN:
+                assert set(line.split()[1:]) <= set(made), line
 
 
 @pytest.fixture
@@ -104,3 +120,31 @@ def test_every_command_of_a_page_runs(page, place, tiny_base, monkeypatch, capsy
             run_rxtone(words, place, tiny_base, monkeypatch, capsys)
         else:
             run_other(variables + line, words, place, tiny_base)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs ray: make test-extras has it")
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_every_command_for_ray_runs(place, tiny_base, tiny_run, tiny_table, monkeypatch, capsys):
+    """On a node that promises a GPU, which only Ray's bookkeeping asks for: the work falls back to the CPU."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # a cluster that Ray starts here switches this process to tokens
+    from ray.cluster_utils import Cluster
+
+    resources = {"num_cpus": 4, "num_gpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=resources)
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)  # "the one that runs here", should there be two
+    shutil.copytree(tiny_run, "runs/druglib")
+    Path("reviews").mkdir()
+    shutil.copy(tiny_table, "reviews")
+    ran = []
+    try:
+        for line in (line for page in HERE for line in lines_of(page) if RAY in line):
+            shutil.rmtree("runs/sweep-quick", ignore_errors=True)
+            Path("labelled.parquet").unlink(missing_ok=True)
+            words = shlex.split(line.replace("HOST:6379", cluster.address))
+            doc_commands.run(words, own(tiny_base), monkeypatch, capsys)
+            ran.append(words[1])
+            assert Path("labelled.parquet" if words[1] == "predict" else "runs/sweep-quick/best.yaml").is_file()
+    finally:
+        cluster.shutdown()
+    assert ran == ["sweep"] * 3 + ["predict"] * 3
