@@ -97,8 +97,11 @@ def test_an_unknown_recipe_is_answered_with_the_nearest_name():
 
 
 def test_a_template_without_its_placeholder_is_refused():
-    with pytest.raises(RecipeError, match=r"prompt\.template must contain \{fields\}"):
+    with pytest.raises(RecipeError, match=r"prompt\.template must contain \{fields\}, or \{text\}"):
         load_recipe("druglib", ["prompt.template='Say something'"])
+    with pytest.raises(RecipeError, match=r"prompt\.text_template must contain \{text\}"):
+        load_recipe("druglib", ["prompt.text_template='{fields}'"])
+    assert load_recipe("druglib", ["prompt.template='{text}'"]).prompt.template == "{text}"
 
 
 @pytest.mark.parametrize("weights", ["{positive: 1, negative: 2}", "{positive: 1, neutral: 0, negative: 2}", "{a: 1}"])

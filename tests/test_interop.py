@@ -113,7 +113,7 @@ def test_a_table_of_setfit_trains_a_run(place):
     assert [block.startswith(ELSEWHERE) for block in blocks("setfit.md", "python")] == [False, True]
 
 
-def test_an_adapter_of_autotrains_kind_is_judged(place):
+def test_an_adapter_of_autotrains_kind_is_judged(place, monkeypatch, capsys):
     """Its LoraConfig: rank 16, alpha 32, every linear layer; saved by PEFT."""
     torch.manual_seed(0)
     config = LoraConfig(
@@ -128,6 +128,11 @@ def test_an_adapter_of_autotrains_kind_is_judged(place):
         first = next(csv.DictReader(file))
     with (place / "texts.csv").open(encoding="utf-8", newline="") as file:
         assert first == {key: value for key, value in next(csv.DictReader(file)).items() if key in first}
+    shutil.copy("texts.csv", "new.csv")
+    for line in doc_commands.lines_of("docs/interop/autotrain.md"):
+        doc_commands.run(shlex.split(line), [], monkeypatch, capsys)
+    assert Path("out.parquet").is_file()
+    assert Path("runs/again/adapter/classifier.json").is_file()
 
 
 @pytest.mark.parametrize("page", ["setfit.md", "autotrain.md"])

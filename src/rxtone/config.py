@@ -86,11 +86,18 @@ class DataConfig(Group):
         return fields
 
 
+def _require_slot(key: str, template: str) -> None:
+    if "{fields}" not in template and "{text}" not in template:
+        msg = f"{key} must contain {{fields}}, or {{text}} for the texts without their names"
+        raise ValueError(msg)
+
+
 class PromptConfig(Group):
     """How a review becomes a prompt, and what happens to one that is too long."""
 
     template: str = "Classify the sentiment of this review as {labels}:\n{fields}"
-    """Prompt of a review with fields; `{labels}` and `{fields}` are filled in."""
+    """Prompt of a review with fields; `{labels}` and `{fields}` (`Name: text Name: text`) are filled in, or
+    `{text}` in place of `{fields}`: the texts alone, without the names."""
     text_template: str = "Classify the sentiment of this review as {labels}:\n{text}"
     """Prompt of a review that is one free text."""
     text_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
@@ -103,10 +110,10 @@ class PromptConfig(Group):
 
     @model_validator(mode="after")
     def _placeholders(self) -> PromptConfig:
-        for name, needed in (("template", "{fields}"), ("text_template", "{text}")):
-            if needed not in getattr(self, name):
-                msg = f"prompt.{name} must contain {needed}"
-                raise ValueError(msg)
+        _require_slot("prompt.template", self.template)
+        if "{text}" not in self.text_template:
+            msg = "prompt.text_template must contain {text}"
+            raise ValueError(msg)
         return self
 
 
@@ -210,7 +217,7 @@ class AuxiliaryTask(Group):
     rule: Annotated[dict[str, Any], Field(min_length=2)]
     """Label word -> condition, as in `data.label.rule`."""
     template: str
-    """Prompt of a review with fields; `{labels}` and `{fields}` are filled in."""
+    """Prompt of a review with fields, as `prompt.template`."""
     weight: Annotated[float, Field(gt=0)] = 0.5
     """What one review of this task counts in the loss, beside 1 for a review of the main task."""
     share: Annotated[float, Field(gt=0, le=1)] = 0.5
@@ -218,9 +225,7 @@ class AuxiliaryTask(Group):
 
     @model_validator(mode="after")
     def _placeholder(self) -> AuxiliaryTask:
-        if "{fields}" not in self.template:
-            msg = "template must contain {fields}"
-            raise ValueError(msg)
+        _require_slot("template", self.template)
         return self
 
 

@@ -35,6 +35,22 @@ def test_fields_and_free_text_are_rendered(word_tokenizer: Tokenizer) -> None:
     assert builder.render(review_of("{labels}", "</s>")) == f"{INSTRUCTION}Benefits: {{labels}} Side Effects: < /s>"
 
 
+def test_fields_without_names_are_asked_as_the_same_free_text(word_tokenizer: Tokenizer) -> None:
+    for truncation in ("fields", "tail"):
+        bare = PromptBuilder(word_tokenizer, "{text}", "{text}", LABELS, 8, truncation)
+        assert bare.render(review_of("a  b", "", "c")) == bare.render(Review(text="a b c")) == "a b c"
+        one, other = bare.build(review_of("a b c d e f g h i")), bare.build(Review(text="a b c d e f g h i"))
+        assert (one.ids, one.cut) == (other.ids, {"Benefits": other.cut["text"]})
+    asked = PromptBuilder(word_tokenizer, "{labels}: {text}!", "{text}", LABELS, 256)
+    review = review_of("a b", "c")
+    assert asked.render(review) == "positive, neutral, or negative: a b c!"
+    assert [(word.field, word.text) for word in asked.reading(review).words] == [
+        ("Benefits", "a"), ("Benefits", "b"), ("Side Effects", "c"),
+    ]  # fmt: skip
+    with pytest.raises(RecipeError, match=r"prompt\.template: expected a text with \{fields\} once"):
+        PromptBuilder(word_tokenizer, "{fields} {text}", "{text}", LABELS, 256)
+
+
 def test_a_short_prompt_is_whole(word_tokenizer: Tokenizer) -> None:
     prompt = builder_of(word_tokenizer).build(review_of("a b", "c"))
     instruction = "classify the sentiment of this review as positive , neutral , or negative :"

@@ -94,7 +94,7 @@ class PromptBuilder:
     Args:
         tokenizer: The tokenizer of the model; it is copied and not changed.
         template: The prompt for reviews with fields; ``{fields}`` stands for ``Name: text`` pairs joined by
-            a space, ``{labels}`` for the label words.
+            a space, or ``{text}`` for the texts without their names; ``{labels}`` for the label words.
         text_template: The prompt for free text, with ``{text}`` and ``{labels}``.
         labels: The label words in order.
         max_tokens: The most tokens of a prompt, end-of-sequence included.
@@ -126,7 +126,8 @@ class PromptBuilder:
             )
         self._end = end[0]
         words = labels_in_words(labels)
-        self._frame = split_template("prompt.template", template, "fields", words)
+        self._named = "{fields}" in template or "{text}" not in template
+        self._frame = split_template("prompt.template", template, "fields" if self._named else FREE_TEXT, words)
         self._text_frame = split_template("prompt.text_template", text_template, FREE_TEXT, words)
         self._max_tokens = max_tokens
         self._truncation = truncation
@@ -214,7 +215,9 @@ class PromptBuilder:
         cleaned = [(self._clean(name), self._clean(text)) for name, text in review.fields]
         filled = [(name, text) for name, text in cleaned if text]
         before, after = self._frame
-        heads = [f"{before if i == 0 else ' '}{name}: " for i, (name, _) in enumerate(filled)]
+        heads = [
+            (before if i == 0 else " ") + (f"{name}: " if self._named else "") for i, (name, _) in enumerate(filled)
+        ]
         names = tuple(name for name, _ in filled)
         return Layout(names, tuple(heads), tuple(text for _, text in filled), after if filled else before + after)
 
