@@ -25,6 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.common import table
 
 OUT = Path("docs/benchmarks")
@@ -61,6 +63,7 @@ WHOLE = (
     Measurement("scaling", 60, arguments=("--size", "small")),
     Measurement("bulk", 30),
     Measurement("work", 60),
+    Measurement("gpu", 240, arguments=("--rounds", "3", "--reviews", "256")),
 )
 TARGETS = (
     # name of the ratio, least or most, its file
@@ -73,6 +76,17 @@ TARGETS = (
     ("inference vs (c), int8", ">=", 1.2, "inference"),
     ("inference vs (d), int8", ">=", 1.5, "inference"),
     ("peak memory, training vs (a)", "<=", 0.4, "memory"),
+)
+GPU_TARGETS = (
+    ("training vs (a), batch 8", ">=", 6.0),
+    ("training vs (b), batch 8", ">=", 3.0),
+    ("training vs (b), batch 64", ">=", 1.3),
+    ("inference vs (a)", ">=", 8.0),
+    ("inference vs (b)", ">=", 2.0),
+    ("peak memory allocated vs (a), batch 8", "<=", 0.33),
+    ("peak memory reserved vs (a), batch 8", "<=", 0.33),
+    ("peak memory allocated vs (a), batch 64", "<=", 0.33),
+    ("peak memory reserved vs (a), batch 64", "<=", 0.33),
 )
 
 
@@ -149,16 +163,9 @@ def reached(results: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
     Returns:
         Rows, the head first.
     """
-    rows = [["what", "target", "reached", "min-max over rounds", "met"]]
+    rows = [list(_HEAD)]
     for name, sign, target, file in TARGETS:
-        ratios = results.get(file, {}).get("ratios", {}).get(name)
-        if ratios is None:
-            rows.append([name, f"{sign} {target}x", "not measured", "", ""])
-            continue
-        median = statistics.median(ratios)
-        met = median >= target if sign == ">=" else median <= target
-        span = f"{min(ratios):.2f}-{max(ratios):.2f}"
-        rows.append([name, f"{sign} {target}x", f"{median:.2f}x", span, "yes" if met else "no"])
+        rows.append(_row(name, sign, target, results.get(file, {}).get("ratios", {}).get(name)))
     served = results.get("serving")
     if served is None:
         rows.append(["one review over HTTP, p50", "<= 15 ms", "not measured", "", ""])
@@ -170,6 +177,34 @@ def reached(results: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
     met_ratio = "yes" if ratio >= 3 else "no"
     rows.append([f"{served['clients']} clients vs no batching", ">= 3x", f"{ratio:.2f}x", spread, met_ratio])
     return rows
+
+
+_HEAD = ("what", "target", "reached", "min-max over rounds", "met")
+
+
+def _row(name: str, sign: str, target: float, ratios: Sequence[float] | None) -> list[str]:
+    if ratios is None:
+        return [name, f"{sign} {target}x", "not measured", "", ""]
+    median = statistics.median(ratios)
+    met = median >= target if sign == ">=" else median <= target
+    span = f"{min(ratios):.2f}-{max(ratios):.2f}"
+    return [name, f"{sign} {target}x", f"{median:.2f}x", span, "yes" if met else "no"]
+
+
+def reached_on_gpu(size: str) -> tuple[str, list[list[str]]]:
+    """The table of targets on a GPU, of this run or of the last that had one.
+
+    Args:
+        size: Shape of the models.
+
+    Returns:
+        The name of the GPU, and rows, the head first.
+    """
+    path = OUT / f"gpu-{size}.json"
+    none: dict[str, Any] = {"machine": {"cuda": "none yet"}, "ratios": {}}
+    found = json.loads(path.read_text("utf-8")) if path.is_file() else none
+    rows = [_row(name, sign, target, found["ratios"].get(name)) for name, sign, target in GPU_TARGETS]
+    return str(found["machine"]["cuda"]), [list(_HEAD), *rows]
 
 
 def _fresh(size: str, since: float) -> dict[str, dict[str, Any]]:
@@ -200,6 +235,9 @@ def main() -> None:
         if opts.only is not None and measurement.module not in opts.only:
             outcomes.append([measurement.module, "of an earlier run"])
             continue
+        if measurement.module == "gpu" and not torch.cuda.is_available():
+            outcomes.append(["gpu", "not measured: no CUDA device here"])
+            continue
         print(f"\n== {measurement.module}", flush=True)
         words = command(measurement, size, opts.threads, opts.shared)
         outcome = run(measurement, words, opts.window - (time.monotonic() - begun))
@@ -209,10 +247,12 @@ def main() -> None:
         sys.exit(0 if all(outcome.startswith("measured") for _, outcome in outcomes) else 1)
     load = f"Load average before: {os.getloadavg()[2]:.1f} (15 min), threads: {opts.threads}, shape: Flan-T5-{size}."
     rows = reached(_fresh(size, since))
-    text = "\n\n".join([table(rows), table([["measurement", "outcome"], *outcomes]), load])
+    name, gpu_rows = reached_on_gpu(size)
+    on_gpu = f"On a GPU ({name}), by the last run that had one:"
+    text = "\n\n".join([table(rows), on_gpu, table(gpu_rows), table([["measurement", "outcome"], *outcomes]), load])
     OUT.mkdir(parents=True, exist_ok=True)
     (OUT / "summary.md").write_text(text + "\n", "utf-8")
-    data = {"size": size, "threads": opts.threads, "targets": rows, "outcomes": dict(outcomes)}
+    data = {"size": size, "threads": opts.threads, "targets": rows, "gpu": gpu_rows, "outcomes": dict(outcomes)}
     (OUT / "summary.json").write_text(json.dumps(data, indent=1) + "\n", "utf-8")
     print(f"\n{text}")
 

@@ -3,8 +3,8 @@
     python -m benchmarks.gpu [--size base] [--reviews 512] [--rounds 4]
 
 Contenders, texts and checks are those of ``benchmarks.training``, ``inference``, ``latency`` and ``memory``. The first
-two rounds are not timed: rxtone records its CUDA graphs in them, and what that takes stands beside the rates. Memory
-is what torch's allocator had reserved at most while a contender was alone on the device.
+two rounds are not timed: rxtone records its CUDA graphs in them, and what that takes stands beside the rates. Memory is
+what torch's allocator had given out, and what it had reserved for that, at most, while a contender was alone.
 """
 
 from __future__ import annotations
@@ -144,7 +144,10 @@ def train(bench: Bench, size: int) -> tuple[dict[str, Any], str]:
     ratios = {
         f"training vs (a), batch {size}": ratios_by_round(by_name[OWN], by_name[TUTORIAL]),
         f"training vs (b), batch {size}": ratios_by_round(by_name[OWN], by_name[best]),
-        f"peak memory vs (a), batch {size}": [alone[OWN]["reserved_gib"] / alone[TUTORIAL]["reserved_gib"]],
+        **{
+            f"peak memory {kind} vs (a), batch {size}": [alone[OWN][f"{kind}_gib"] / alone[TUTORIAL][f"{kind}_gib"]]
+            for kind in ("allocated", "reserved")
+        },
     }
     losses = {t.name: t.checks for t in timings}
     data = {"contenders": timing_data(timings, reviews), "alone": alone, "losses_without_dropout": losses}

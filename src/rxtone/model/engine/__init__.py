@@ -19,9 +19,11 @@ leaves out, in short; each file holds its own derivation:
   lowest adapter there is no backward (``ops``, ``encoder``).
 * **The adapter's dropout scale and both casts** (``ops``): s (1 / (1 - p)) (M x) A^T B^T folds the factor into s,
   and runs in the dtype of x.
-* **Stored masks, serial random numbers** (``dropout``): masks are made again from a few integers.
+* **Stored masks, serial random numbers** (``dropout``): on a CPU masks are made again from a few integers.
 * **Stored normalised inputs, activations, fp32 copies** (``ops``, ``encoder``): cheap functions of what is kept
   are computed again in the backward.
+* **Launches of a GPU's kernels** (``graphs``, ``layout``): batches are filled up to one of a few shapes, and the pass
+  over a shape is recorded once and replayed by one call. Fillers change no number of anybody else.
 * **Half of the arithmetic of linear maps, by 8-bit integers** (``int8``), for scoring on request. This is the one
   step that is not exact: answers may differ near ties.
 """
