@@ -123,3 +123,12 @@ def gradients(model: nn.Module, log_probs: Tensor, targets: Tensor) -> tuple[Ten
     loss = -log_probs.sum() / (targets != IGNORE).sum()
     loss.backward()
     return loss.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def in_dtype(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A base in a dtype as transformers loads it: beside fp16 `wo` stays in fp32."""
+    model = model.to(dtype)
+    for name, parameter in model.named_parameters():
+        if dtype is torch.float16 and ".wo." in name:
+            parameter.data = parameter.data.float()
+    return model

@@ -10,6 +10,7 @@ from engine_models import (
     adapted,
     engine_of,
     gradients,
+    in_dtype,
     padded,
     prompts,
     reference_log_probs,
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 
 from rxtone.errors import ModelError
 from rxtone.model.engine import flatten, unpad
+from rxtone.model.engine.core import label_rows
 
 # PEFT asks transformers for a property that transformers 5.2x has renamed.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
@@ -81,11 +83,11 @@ def test_single_precision() -> None:
     assert_same_training(adapted(tiny(dtype=torch.float32)), RAGGED, 2, 1e-5)
 
 
-def half_precision_errors(seed: int) -> tuple[float, float, float, float]:
-    """Squared errors in bf16 against the same weights in fp32: log-probabilities of the engine and of the
+def half_precision_errors(seed: int, dtype: torch.dtype) -> tuple[float, float, float, float]:
+    """Squared errors in half precision against the same weights in fp32: log-probabilities of the engine and of the
     reference, gradients of the engine and of the reference."""
-    half = adapted(tiny(dtype=torch.bfloat16, seed=seed), dtype=torch.float32).train()
-    single = adapted(tiny(dtype=torch.bfloat16, seed=seed).float()).train()
+    half = adapted(in_dtype(tiny(seed=seed), dtype), dtype=torch.float32).train()
+    single = adapted(tiny(dtype=dtype, seed=seed).float()).train()
     lengths = tuple(range(3, 60, 3))
     rows, targets = prompts(lengths), targets_of(len(lengths))
     exact = reference_log_probs(single, rows, targets)
@@ -99,17 +101,42 @@ def half_precision_errors(seed: int) -> tuple[float, float, float, float]:
     return (forward[0], forward[1], backward[0], backward[1])
 
 
-def test_half_precision_is_as_close_to_single_as_the_reference() -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_is_as_close_to_single_as_the_reference(dtype: torch.dtype) -> None:
     """At most 1.2 times the error of transformers and PEFT, in the geometric mean over models.
 
     On one model of this size the ratio of two rounding errors is mostly chance: over 15 seeds it lies between
     0.5 and 1.4 forward and between 0.8 and 1.6 backward, with geometric means of 0.93 and 1.02.
     """
-    errors = torch.tensor([half_precision_errors(seed) for seed in range(8)], dtype=torch.float64)
+    errors = torch.tensor([half_precision_errors(seed, dtype) for seed in range(8)], dtype=torch.float64)
     assert errors.min() > 0
     forward, backward = (errors[:, 0] / errors[:, 1]).sqrt(), (errors[:, 2] / errors[:, 3]).sqrt()
     assert forward.log().mean().exp() < 1.2
     assert backward.log().mean().exp() < 1.2
+
+
+def test_fp16_holds_what_passes_its_largest_number() -> None:
+    """A feed-forward layer whose sums pass 65,504: the residual stream holds them, scores and gradients are finite."""
+
+    def large() -> nn.Module:
+        model = tiny(gated=False, act="relu", dtype=torch.float32)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if name.endswith((".wi.weight", ".wo.weight")):
+                    parameter.abs_().mul_(100.0)
+        return model
+
+    rows, targets = prompts(RAGGED), targets_of(len(RAGGED))
+    single = adapted(large(), ["q", "v"]).eval()
+    with torch.no_grad():
+        states = large().encoder(*padded(rows), output_hidden_states=True).hidden_states
+        expected = engine_of(single).target_log_probs(*flatten(rows), targets)
+    assert max(float(own.abs().max()) for own in states) > 65_504
+    half = adapted(in_dtype(large(), torch.float16), ["q", "v"], dtype=torch.float32).train()
+    got = engine_of(half).target_log_probs(*flatten(rows), targets)
+    assert (got - expected).abs().max() < 0.2
+    _, grads = gradients(half, got, targets)
+    assert all(bool(grad.isfinite().all()) for grad in grads.values())
 
 
 def test_padding_and_neighbours_change_nothing() -> None:
@@ -170,6 +197,19 @@ def test_single_token_scores_have_the_reference_gradient() -> None:
     assert found.keys() == expected.keys()
     for name, grad in expected.items():
         assert (found[name] - grad).abs().max() < 1e-10, name
+
+
+@pytest.mark.parametrize("labels", [((7,), (50,)), ((7, 3), (50,))], ids=["single", "several"])
+def test_who_scored_in_inference_mode_can_train(labels: tuple[tuple[int, ...], ...]) -> None:
+    """What is kept of the labels must not come from a mode whose tensors autograd refuses."""
+    label_rows.cache_clear()
+    model = adapted(tiny()).train()
+    engine, rows = engine_of(model), prompts(RAGGED)
+    with torch.inference_mode():
+        expected = engine.label_scores(*flatten(rows), labels, with_eos=False)
+    got = engine.label_scores(*flatten(rows), labels, with_eos=False)
+    got.sum().backward()
+    assert torch.equal(got.detach(), expected)
 
 
 def test_scores_of_longer_labels_have_the_reference_gradient() -> None:

@@ -32,7 +32,7 @@ def test_threshold_of_one_in_ten_is_a_known_pattern() -> None:
     assert struct.pack(">f", threshold(0.1, torch.bfloat16))[:2] == bytes([0xE5, 0xE7])
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 @pytest.mark.parametrize("rate", [0.1, 0.6])
 def test_rate_of_many_elements(dtype: torch.dtype, rate: float) -> None:
     source = TableMasks(5, CPU)

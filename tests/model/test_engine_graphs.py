@@ -13,6 +13,7 @@ from engine_models import (
     adapted,
     engine_of,
     gradients,
+    in_dtype,
     padded,
     prompts,
     targets_of,
@@ -279,11 +280,11 @@ def wide(dtype: torch.dtype, dropout: float = 0.0) -> nn.Module:
         for name, parameter in model.named_parameters():
             if name.endswith(".q.weight"):
                 parameter.mul_(2.0)
-    return on_gpu(adapted(model.to(dtype), dropout=dropout, dtype=torch.float32))
+    return on_gpu(adapted(in_dtype(model, dtype), dropout=dropout, dtype=torch.float32))
 
 
 @needs_gpu
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_rounding_is_as_close_to_double_as_the_references(dtype: torch.dtype) -> None:
     """Fused attention and norms: loss and gradients, their error against fp64 at most 1.2 times the reference's."""
     batch = gpu_batch((40, 64, 64, 9, 33, 50), seed=1)
@@ -304,7 +305,7 @@ def test_rounding_is_as_close_to_double_as_the_references(dtype: torch.dtype) ->
 
 
 @needs_gpu
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_a_replay_draws_the_random_numbers_of_the_kernels(dtype: torch.dtype) -> None:
     """Dropout everywhere: under one state of the generator, with and without a graph, equal losses and gradients."""
     model = wide(dtype, dropout=0.2).train()

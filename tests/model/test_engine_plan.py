@@ -74,8 +74,8 @@ def _with_lora_bias() -> nn.Module:
     return model
 
 
-def test_mixed_dtypes_hooks_and_half_floats_are_refused() -> None:
-    assert "torch.float16" in reason(tiny().half())
+def test_mixed_dtypes_hooks_and_quarter_floats_are_refused() -> None:
+    assert "torch.float8_e4m3fn" in reason(tiny().to(torch.float8_e4m3fn))
     mixed = tiny()
     mixed.decoder.block[0].layer[2].DenseReluDense.wo.double()
     assert "one dtype and one device" in reason(mixed)

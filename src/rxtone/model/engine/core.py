@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from rxtone.errors import ModelError
 from rxtone.model.batches import IGNORE
-from rxtone.model.engine.decoder import decode, dropped, final_norm
+from rxtone.model.engine.decoder import decode, dropped, embedded, final_norm
 from rxtone.model.engine.dropout import DrawnMasks, MaskSource, TableMasks
 from rxtone.model.engine.encoder import Pass, attention, feed_forward
 from rxtone.model.engine.graphs import Graphs, filled
@@ -64,13 +64,14 @@ def label_rows(sequences: tuple[tuple[int, ...], ...], start: int, pad: int, dev
     single = longest == 1
     inputs = [[start]] if single else [[start, *s[:-1], *[pad] * (longest - len(s))] for s in sequences]
     columns = [[i for i, sequence in enumerate(sequences) if len(sequence) > at] for at in range(longest)]
-    return LabelRows(
-        len(sequences),
-        single,
-        torch.tensor(inputs, device=device)[None],
-        tuple(torch.tensor(own, device=device) for own in columns),
-        tuple(torch.tensor([sequences[i][at] for i in own], device=device) for at, own in enumerate(columns)),
-    )
+    with torch.inference_mode(mode=False):  # who scores first may train next
+        return LabelRows(
+            len(sequences),
+            single,
+            torch.tensor(inputs, device=device)[None],
+            tuple(torch.tensor(own, device=device) for own in columns),
+            tuple(torch.tensor([sequences[i][at] for i in own], device=device) for at, own in enumerate(columns)),
+        )
 
 
 def _token_batches(order: Sequence[int], lengths: Sequence[int], workers: int, tokens: int) -> list[list[int]]:
@@ -312,7 +313,7 @@ class Engine:
         return TableMasks(int(torch.randint(0, 2**62, (), generator=self.generator)), device)
 
     def _encode(self, ids: Tensor, run: Pass) -> Tensor:
-        hidden = dropped(self.weights.embedding.detach()[ids], run)
+        hidden = dropped(embedded(self.weights, ids), run)
         for layer in self.weights.encoder:
             hidden = attention(hidden, layer.attention, run)
             hidden = feed_forward(hidden, layer.feed_forward, run)

@@ -200,6 +200,20 @@ def adapted(x: Tensor, layer: Linear, run: Pass) -> Tensor:
     return _AdaptedLinear.apply(x.contiguous(), layer, run.masks, *layer.parameters)  # type: ignore[no-any-return, no-untyped-call]
 
 
+def embedded(weights: Weights, tokens: Tensor) -> Tensor:
+    """Where a residual stream begins.
+
+    Args:
+        weights: Of the model.
+        tokens: (rows,).
+
+    Returns:
+        (rows, d_model), in fp32 for weights in fp16.
+    """
+    rows = weights.embedding.detach()[tokens]
+    return rows.float() if rows.dtype is torch.float16 else rows
+
+
 def dropped(x: Tensor, run: Pass) -> Tensor:
     """Dropout at the model's own rate, with rescaling.
 
@@ -242,7 +256,7 @@ def decode(weights: Weights, rows: Tensor, tokens: Tensor, run: Pass) -> Tensor:
         Final hidden states (reviews, alternatives, positions, d_model), scaled for the head.
     """
     reviews, alternatives, positions = tokens.shape
-    hidden = dropped(weights.embedding.detach()[tokens.reshape(-1)], run)
+    hidden = dropped(embedded(weights, tokens.reshape(-1)), run)
     bias: Tensor | None = None
     if positions > 1:
         bias = relative_bias(

@@ -38,6 +38,7 @@ _ALIGNMENT = 8  # offsets are multiples of a cache line
 _MAX_RATE = 0.99
 _FORMATS = {  # dtype: bits of a number, bits pattern of infinity, integer and float codes of struct
     torch.bfloat16: (16, 0x7F80, "H", ""),
+    torch.float16: (16, 0x7C00, "H", "e"),
     torch.float32: (32, 0x7F800000, "I", "f"),
     torch.float64: (64, 0x7FF0000000000000, "Q", "d"),
 }
@@ -120,7 +121,7 @@ def threshold(rate: float, dtype: torch.dtype) -> float:
 
     Args:
         rate: The share of the patterns of ``dtype``, in [0, 0.99].
-        dtype: bfloat16, float32 or float64.
+        dtype: bfloat16, float16, float32 or float64.
 
     Returns:
         The largest number that is dropped (``-inf`` and rate 0 differ by one pattern: ask only for rate > 0).
@@ -152,7 +153,7 @@ class TableMasks:
         self._generator = generator
 
     def mask(self, elements: int, dtype: torch.dtype, rate: float) -> Mask | None:
-        """Draw the mask of a tensor, of dtype bfloat16, float32 or float64; see ``MaskSource``."""
+        """Draw the mask of a tensor, of dtype bfloat16, float16, float32 or float64; see ``MaskSource``."""
         _check_rate(rate)
         if rate == 0.0 or elements == 0:
             return None

@@ -6,6 +6,9 @@ two (or one) inner activations of the feed-forward layer. Normalised inputs, act
 mask are made again. Where no gradient is wanted (the lowest adapted sublayer's input, and everything below
 it) none is computed.
 
+In fp16 the residual stream is fp32, and so are ``down`` and its input, as in transformers: fp16 cannot hold what comes
+of them (66,246 was seen, its largest number is 65,504).
+
 On a GPU in half precision attention is one kernel, torch's memory-efficient one (Rabe and Staats 2021; it takes a
 bias and dropout, which its flash kernel does not): probabilities and their masks never reach memory.
 """
@@ -235,7 +238,7 @@ class AttentionSublayer(torch.autograd.Function):
         run: Pass = ctx.run
         need = bool(ctx.needs_input_grad[0])
         q_tape, k_tape, v_tape, o_tape = tape.adapters
-        upper = masked(run.masks, grad, tape.out, scale_of(tape.out))
+        upper = masked(run.masks, grad.to(layer.o.weight.dtype), tape.out, scale_of(tape.out))
         context = tape.q if tape.context is None else tape.context  # the input of o matters to its adapter alone
         middle, o_grads = linear_backward(upper, context, layer.o, o_tape, run.masks)
         assert middle is not None
@@ -274,7 +277,7 @@ def _feed_forward_without_masks(h: Tensor, layer: FeedForward, run: Pass) -> Ten
         hidden = activated_linear(x, layer.up, layer.activation)
     else:
         hidden = activated_linear(x, layer.gate, layer.activation).mul_(linear(x, layer.up, None)[0])
-    return torch.add(h, linear(hidden, layer.down, None)[0])
+    return torch.add(h, linear(hidden.to(layer.down.weight.dtype), layer.down, None)[0])
 
 
 def _feed_forward(h: Tensor, layer: FeedForward, run: Pass, *, keep: bool) -> tuple[Tensor, _FeedForwardTape | None]:
@@ -284,7 +287,7 @@ def _feed_forward(h: Tensor, layer: FeedForward, run: Pass, *, keep: bool) -> tu
     inputs, tapes = normed_linears(h, layer.norm, run.epsilon, layers, run.masks)
     gate, up = (None, inputs[0]) if layer.gate is None else inputs
     hidden, inner = drop(run.masks, _hidden(gate, up, layer.activation), run.rate, in_place=True)
-    out, down_tape = linear(hidden, layer.down, run.masks)
+    out, down_tape = linear(hidden.to(layer.down.weight.dtype), layer.down, run.masks)
     out, mask = drop(run.masks, out, run.rate, in_place=True)
     # down() is linear, adapter included, so the factors of both dropouts meet here.
     result = torch.add(h, out, alpha=scale_of(inner) * scale_of(mask))
@@ -312,14 +315,16 @@ class FeedForwardSublayer(torch.autograd.Function):
         run: Pass = ctx.run
         need = bool(ctx.needs_input_grad[0])
         *gate_tapes, up_tape, down_tape = tape.adapters
-        upper = masked(run.masks, grad, tape.out, scale_of(tape.inner) * scale_of(tape.out))
+        wide = layer.down.weight.dtype
+        upper = masked(run.masks, grad.to(wide), tape.out, scale_of(tape.inner) * scale_of(tape.out))
         hidden = tape.up
         if layer.down.adapter is not None:
             hidden = _hidden(tape.gate, tape.up, layer.activation)
             if run.masks is not None:
                 run.masks.apply(hidden, tape.inner, in_place=True)
-        middle, down_grads = linear_backward(upper, hidden, layer.down, down_tape, run.masks)
+        middle, down_grads = linear_backward(upper, hidden.to(wide), layer.down, down_tape, run.masks)
         assert middle is not None
+        middle = middle.to(tape.up.dtype)
         if run.masks is not None:
             run.masks.apply(middle, tape.inner, in_place=True)
         needs_x = layer.up.adapter is not None or (layer.gate is not None and layer.gate.adapter is not None)

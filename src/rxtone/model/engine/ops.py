@@ -88,9 +88,11 @@ def masked(masks: MaskSource | None, values: Tensor, mask: Mask | None, scale: f
 
 
 def norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-    """T5's norm: x / sqrt(mean(x**2) + epsilon) * weight, over the last dimension."""
+    """T5's norm: x / sqrt(mean(x**2) + epsilon) * weight, over the last dimension, in the dtype of the weight."""
     if x.dtype is torch.float64:
         return _norm_double(x, weight, epsilon)
+    if x.dtype is not weight.dtype:  # the residual stream beside fp16 weights
+        return F.rms_norm(x, (x.shape[-1],), weight.to(x.dtype), epsilon).to(weight.dtype)
     return F.rms_norm(x, (x.shape[-1],), weight, epsilon)
 
 
@@ -111,7 +113,7 @@ def norm_backward(grad: Tensor, x: Tensor, weight: Tensor, epsilon: float, onto:
     this norm itself.
 
     Args:
-        grad: Gradient at the norm's output (rows, width).
+        grad: Gradient at the norm's output (rows, width), in the dtype of the weight.
         x: Input of the norm (rows, width).
         weight: (width,).
         epsilon: Of the norm.
@@ -125,6 +127,7 @@ def norm_backward(grad: Tensor, x: Tensor, weight: Tensor, epsilon: float, onto:
             leaf = x.detach().requires_grad_()
             (out,) = torch.autograd.grad(_norm_double(leaf, weight.detach(), epsilon), leaf, grad)
         return out if onto is None else out.add_(onto)
+    grad, weight = grad.to(x.dtype), weight.to(x.dtype)
     width = x.shape[-1]
     if x.is_cuda:
         _, inverse = _aten._fused_rms_norm(x, [width], weight, epsilon)

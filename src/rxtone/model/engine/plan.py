@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rxtone.model.engine.int8 import Int8Weight
 
 ACTIVATIONS = ("gelu_new", "gelu", "relu", "silu")
-_DTYPES = (torch.float32, torch.bfloat16, torch.float64)
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _MAX_RATE = 0.99
 
 
@@ -234,7 +234,7 @@ def _read(base: T5ForConditionalGeneration) -> Weights:
     config: Any = base.config
     embedding = _plain(base.shared, nn.Embedding, "shared")
     if embedding.dtype not in _DTYPES:
-        raise _UnsupportedError(f"weights in {embedding.dtype}; the engine computes in fp32, bf16 and fp64")
+        raise _UnsupportedError(f"weights in {embedding.dtype}; the engine computes in fp32, bf16, fp16 and fp64")
     rate = float(config.dropout_rate)
     if not 0.0 <= rate <= _MAX_RATE:
         raise _UnsupportedError(f"dropout_rate {rate} is not in [0, {_MAX_RATE}]")
@@ -285,7 +285,9 @@ def _check_uniform(base: nn.Module, weights: Weights, embedding: Tensor) -> None
     for name, parameter in base.named_parameters():
         if id(parameter) in adapters or "lora_" in name:
             continue
-        if parameter.dtype != embedding.dtype or parameter.device != embedding.device:
+        # transformers holds `wo` in fp32 beside fp16, where its products pass the largest number.
+        wide = embedding.dtype is torch.float16 and ".wo." in name and parameter.dtype is torch.float32
+        if (parameter.dtype != embedding.dtype and not wide) or parameter.device != embedding.device:
             raise _UnsupportedError(
                 f"{name} is {parameter.dtype} on {parameter.device}, the embedding {embedding.dtype} on"
                 f" {embedding.device}; the engine needs one dtype and one device"
