@@ -84,6 +84,16 @@ def test_mixed_dtypes_hooks_and_quarter_floats_are_refused() -> None:
     assert "encoder.block.0 has forward hooks" in reason(hooked)
 
 
+def test_a_model_that_was_asked_for_its_hidden_states_stays_fast() -> None:
+    """transformers leaves hooks on it that note outputs for who asks again."""
+    model = tiny()
+    ids = torch.tensor([[5, 6, 1]])
+    with torch.no_grad():
+        model(input_ids=ids, decoder_input_ids=ids, output_hidden_states=True)
+    assert any(module._forward_hooks for module in model.modules())
+    assert isinstance(Engine.plan(model), Engine)
+
+
 def test_two_active_adapters_are_refused_and_one_of_two_is_fine() -> None:
     model = get_peft_model(tiny(), lora())
     model.add_adapter("other", lora())

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 ACTIVATIONS = ("gelu_new", "gelu", "relu", "silu")
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _MAX_RATE = 0.99
+_OBSERVERS = "transformers.utils.output_capturing"
 
 
 class _UnsupportedError(Exception):
@@ -293,8 +294,10 @@ def _check_uniform(base: nn.Module, weights: Weights, embedding: Tensor) -> None
                 f" {embedding.device}; the engine needs one dtype and one device"
             )
     for name, module in base.named_modules():
-        # The hook that PEFT puts on the embedding for gradient checkpointing changes no value.
-        if (module._forward_hooks or module._forward_pre_hooks) and not isinstance(module, nn.Embedding):
+        hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+        # What PEFT puts on the embedding for gradient checkpointing changes no value; nor does what transformers leaves
+        # on every layer of a model that was once asked for its hidden states.
+        if not isinstance(module, nn.Embedding) and any(getattr(h, "__module__", "") != _OBSERVERS for h in hooks):
             raise _UnsupportedError(f"{name or 'the model'} has forward hooks, which the engine would skip")
 
 
