@@ -51,7 +51,7 @@ test-extras:
 		tests/model/test_quantised.py tests/test_doc_commands.py::test_every_command_for_ray_runs \
 		'tests/torture/test_promises.py::test_promise[cluster-faults-short]'
 
-# The promises of docs/reliability.md in their long form: more than an hour on one core. SHARE=0.1 makes a tenth of it.
+# The promises of docs/reliability.md in their long form: half an hour. SHARE=0.1 makes a tenth of it.
 SHARE ?= 1
 torture: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m tests.torture --share $(SHARE) --out torture.json

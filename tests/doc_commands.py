@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 NOT_RUN = {
     **dict.fromkeys(("rxtone demo", "rxtone demo --out runs/demo"), "minutes: tests/test_bundled.py types it"),
     **dict.fromkeys(
-        ("make torture", "make torture SHARE=0.1"), "an hour: tests/torture/test_promises.py is its short form"
+        ("make torture", "make torture SHARE=0.1"), "half an hour: tests/torture/test_promises.py is its short form"
     ),
     "make reproduce": "the hub and hours: tests/test_reproduce.py makes its page in the small",
     # CI installs the same extras with pip (`make setup`); tests/test_supply_chain.py reads the lock.
