@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from torture import cluster, foreign, kernels, server, training, work
+from torture import cluster, foreign, processors, server, training, work
 from torture.figure import Figure, World
 
 
@@ -35,7 +35,7 @@ PROMISES = (
     Promise("atomic-state", "A damaged checkpoint is never chosen", training.atomic_state, 60, 1000),
     Promise("full-disk", "A full disk is one message and loses nothing", training.full_disk, 2, 30),
     Promise("determinism", "The same recipe gives the same bytes", training.determinism, 2, 5),
-    Promise("other-kernels", "Lesser processors give the same labels", kernels.other_kernels, 16, 1000),
+    Promise("other-kernels", "Lesser processors give the same labels", processors.other_kernels, 16, 1000),
     Promise("out-of-memory", "Memory that runs out changes no step and no answer", training.out_of_memory, 3, 60),
     Promise("finite-state", "No state that is not finite is saved", training.finite_state, 8, 100),
     Promise("no-execution", "Weights and folders cannot run code", foreign.pickles, 19, 95),
