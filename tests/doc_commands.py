@@ -18,6 +18,16 @@ NOT_RUN = {
     **dict.fromkeys(
         ("make torture", "make torture SHARE=0.1"), "half an hour: tests/torture/test_promises.py is its short form"
     ),
+    **dict.fromkeys(
+        (
+            "make bench",
+            "python -m benchmarks --window 10m",
+            "python -m benchmarks.training",
+            "python -m benchmarks --only inference",
+        ),
+        "minutes of an idle machine: `python -m benchmarks --quick` counts the same work",
+    ),
+    "python -m benchmarks.gpu": "needs a GPU",
     "make reproduce": "the hub and hours: tests/test_reproduce.py makes its page in the small",
     # CI installs the same extras with pip (`make setup`); tests/test_supply_chain.py reads the lock.
     "pip install --constraint constraints.txt torch": "installs",

@@ -26,7 +26,7 @@ ELSEWHERE = {
 """Pages whose commands another test runs."""
 HERE = (
     "CONTRIBUTING.md", "docs/index.md", "docs/clusters.md", "docs/experiments.md", "docs/quality.md",
-    "docs/reliability.md", "docs/reference/http.md", "docs/tutorial/index.md",
+    "docs/reliability.md", "docs/reference/http.md", "docs/tutorial/index.md", "docs/benchmarks/README.md",
 )  # fmt: skip
 RECORDS = ("docs/walk.md", "docs/walk-tutorial.md", "CHANGELOG.md")
 """What was typed once, with what came of it."""
@@ -96,6 +96,11 @@ def run_other(line: str, words: list[str], place: Path, tiny_base: Path) -> None
             shell(f"pytest --collect-only -q {shlex.join(rest)}", ROOT)
         case [".venv/bin/python", *rest]:
             shell(f"python {shlex.join(rest)} --attempts 1 --out {place}/torture.json", ROOT)
+        case ["python", "-m", "benchmarks", "--quick"]:
+            (place / "shared").symlink_to(ROOT.parent / "shared")
+            (place / "rxtone").mkdir()
+            shell(f"PYTHONPATH={ROOT} {line} --threads 1", place / "rxtone")
+            assert (place / "rxtone" / "docs" / "benchmarks" / "work-small.md").is_file()
         case ["python", "-m", module, study]:
             shell(f"PYTHONPATH={ROOT} python -m {module} {study} --print", place)
         case ["torchrun", *_]:
@@ -114,6 +119,8 @@ def test_every_command_of_a_page_runs(page, place, tiny_base, monkeypatch, capsy
         words = shlex.split(line)
         if RAY in line or (line in NOT_RUN and words[0] != "make"):
             continue
+        if line == "python -m benchmarks --quick" and not (ROOT.parent / "shared").is_dir():
+            pytest.skip("needs ../shared: real reviews")
         if re.match(r"\w+=", line):
             variables = f"{line}; "
         elif words[0] == "rxtone" and "&" not in words:
