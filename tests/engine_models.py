@@ -105,7 +105,7 @@ def targets_of(count: int, positions: int = 2) -> Tensor:
 def reference_log_probs(
     model: nn.Module, rows: Sequence[Sequence[int]], targets: Tensor, encoded: tuple[Tensor] | None = None
 ) -> Tensor:
-    ids, mask = padded(rows)
+    ids, mask = (tensor.to(targets.device) for tensor in padded(rows))
     logits = model(input_ids=ids, attention_mask=mask, labels=targets, encoder_outputs=encoded).logits
     wide = torch.float64 if logits.dtype is torch.float64 else torch.float32
     own = torch.log_softmax(logits.to(wide), -1).gather(2, targets.clamp(min=0)[..., None])[..., 0]

@@ -14,8 +14,8 @@ from engine_models import (
     engine_of,
     gradients,
     in_dtype,
-    padded,
     prompts,
+    reference_log_probs,
     targets_of,
     tiny,
 )
@@ -23,8 +23,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import T5Config, T5ForConditionalGeneration
 
-from rxtone.model.batches import IGNORE
 from rxtone.model.engine import Engine, flatten
 from rxtone.model.engine.dropout import DrawnMasks
 from rxtone.model.engine.graphs import Compute, Graphs, Inputs, filled
@@ -214,11 +214,7 @@ def gpu_batch(lengths: tuple[int, ...], positions: int = 2, seed: int = 3) -> tu
 
 def reference_on_gpu(model: nn.Module, batch: tuple[Tensor, tuple[int, ...], Tensor]) -> Tensor:
     ids, sizes, targets = batch
-    grid, mask = padded([row.tolist() for row in ids.split(list(sizes))])
-    logits = model(input_ids=grid.cuda(), attention_mask=mask.cuda(), labels=targets).logits
-    wide = torch.float64 if logits.dtype is torch.float64 else torch.float32
-    own = torch.log_softmax(logits.to(wide), -1).gather(2, targets.clamp(min=0)[..., None])[..., 0]
-    return own * (targets != IGNORE)
+    return reference_log_probs(model, [row.tolist() for row in ids.split(list(sizes))], targets)
 
 
 def recorded(engine: Engine) -> int:
@@ -268,8 +264,6 @@ def test_optimiser_steps_are_seen_by_replays_and_curves_agree() -> None:
 
 def wide(dtype: torch.dtype, dropout: float = 0.0) -> nn.Module:
     """A model whose heads are wide enough for the fused attention."""
-    from transformers import T5Config, T5ForConditionalGeneration
-
     torch.manual_seed(7)
     config = T5Config(
         vocab_size=61, d_model=64, d_kv=16, d_ff=96, num_layers=3, num_heads=4, dropout_rate=dropout,

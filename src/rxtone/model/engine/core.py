@@ -22,8 +22,6 @@ from rxtone.model.engine.plan import Unsupported, Weights, read_weights
 from rxtone.model.engine.workers import side_by_side, workers_for
 
 _TOKENS = 2048  # of a scoring batch: enough rows for the matrix kernels, few enough for the last-level cache
-
-
 _GPU_TOKENS = 1 << 15  # of a GPU's scoring batch: from here on its kernels take longer than their launches
 _GRAPH_TOKENS = 1 << 16  # of a training batch: the backward has more, and smaller, kernels
 
