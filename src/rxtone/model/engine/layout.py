@@ -105,14 +105,12 @@ class Layout:
         inverse: Position in ``order`` of every review of the caller.
         tokens: Flat position in the caller's tokens of every flat row here.
         blocks: Attention blocks, in order.
-        longest: Length of the longest block.
     """
 
     order: tuple[int, ...]
     inverse: tuple[int, ...]
     tokens: Tensor
     blocks: tuple[Block, ...]
-    longest: int
 
 
 def plan_layout(lengths: Sequence[int], heads: int, device: torch.device) -> Layout:
@@ -148,7 +146,7 @@ def plan_layout(lengths: Sequence[int], heads: int, device: torch.device) -> Lay
         block = _block(ordered[first:stop], first, row, device, multiple)
         blocks.append(block)
         first, row = stop, block.stop
-    return Layout(tuple(order), tuple(inverse), tokens.to(device), tuple(blocks), blocks[-1].length)
+    return Layout(tuple(order), tuple(inverse), tokens.to(device), tuple(blocks))
 
 
 def fill(lengths: Sequence[int]) -> tuple[list[int], int, int]:
