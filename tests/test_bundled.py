@@ -101,11 +101,7 @@ def gain(run: Path) -> float:
 
 
 def test_the_demonstration_learns_beyond_zero_shot(tmp_path):
-    """Of three seeds the mean is ahead; one alone may tie. The first is the command that the pages show, as typed.
-
-    140 reviews with 24 neutral ones move macro-F1 by 0.04 from seed to seed, and for one seed from processor to
-    processor; the gain is about 0.06 here and 0.14 in cross-validation over the other 415.
-    """
+    """With each of three seeds. The first is the command that the pages show, as typed."""
     for page in ("docs/index.md", "Makefile"):
         assert DEMO in (ROOT / page).read_text("utf-8")
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
@@ -121,8 +117,7 @@ def test_the_demonstration_learns_beyond_zero_shot(tmp_path):
     for seed in (1, 2):
         keys = [f"train.seed={seed}", *spared]
         gains.append(gain(api.train(load_recipe("demo", keys), out=tmp_path / f"seed-{seed}").path))
-    assert np.mean(gains) > 0
-    assert min(gains) > -0.08
+    assert min(gains) > 0, gains  # about 0.12 each; seed and processor move it by 0.03
 
 
 def test_nothing_of_it_is_asked_of_the_network(tmp_path, socket_disabled):

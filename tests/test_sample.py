@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 import rxtone
+from rxtone.data.reviews import Review
+from rxtone.data.splits import make_split
 
 SAMPLE = Path(rxtone.__file__).parent / "bundled" / "sample"
 # The header of drugLibTrain_raw.tsv: the row id has no name.
@@ -71,10 +73,10 @@ def test_every_row_follows_the_schema() -> None:
     [
         (
             TRAIN,
-            {"positive": 226, "neutral": 70, "negative": 119},
-            [25, 29, 32, 33, 33, 37, 48, 66, 66, 46],
+            {"positive": 181, "neutral": 56, "negative": 95},
+            [26, 19, 24, 26, 30, 26, 38, 48, 58, 37],
         ),
-        (TEST, {"positive": 76, "neutral": 24, "negative": 40}, [8, 9, 11, 12, 14, 10, 17, 23, 21, 15]),
+        (TEST, {"positive": 121, "neutral": 38, "negative": 64}, [7, 19, 19, 19, 17, 21, 27, 41, 29, 24]),
     ],
     ids=["train", "test"],
 )
@@ -93,8 +95,8 @@ def test_counts_are_those_of_the_readme(rows: list[dict[str, str]], labels: dict
 def test_label_shares_are_alike_in_train_and_test() -> None:
     train, test = Counter(map(label_of, TRAIN)), Counter(map(label_of, TEST))
     for name, share in {"positive": 0.544, "neutral": 0.169, "negative": 0.286}.items():
-        assert train[name] / 415 == pytest.approx(share, abs=0.003)
-        assert test[name] / 140 == pytest.approx(share, abs=0.003)
+        assert train[name] / 332 == pytest.approx(share, abs=0.003)
+        assert test[name] / 223 == pytest.approx(share, abs=0.003)
 
 
 def test_drugs_and_conditions_are_many() -> None:
@@ -105,6 +107,16 @@ def test_drugs_and_conditions_are_many() -> None:
 def test_no_drug_and_no_text_is_on_both_sides_of_the_split() -> None:
     assert {row["urlDrugName"] for row in TRAIN}.isdisjoint(row["urlDrugName"] for row in TEST)
     assert len({" ".join(words_of(row)) for row in BOTH}) == 555
+
+
+def test_the_split_was_cut_by_the_seed_not_by_hand() -> None:
+    rows = sorted(BOTH, key=lambda row: int(row[""]))
+    reviews = [
+        Review(tuple((name, row[name]) for name in TEXTS), label=label_of(row), group=row["urlDrugName"])
+        for row in rows
+    ]
+    cut = make_split(reviews, validation_fraction=0.1, test_fraction=0.4, seed=0)
+    assert {rows[index][""] for index in cut.test} == {row[""] for row in TEST}
 
 
 def test_no_two_reviews_are_nearly_alike() -> None:
