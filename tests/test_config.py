@@ -104,6 +104,23 @@ def test_a_template_without_its_placeholder_is_refused():
     assert load_recipe("druglib", ["prompt.template='{text}'"]).prompt.template == "{text}"
 
 
+@pytest.mark.parametrize(
+    ("override", "kind"),
+    [
+        ("prompt.template={text}", "a mapping"),
+        ("prompt.template=[a]", "a list"),
+        ("model.base=5", "a number or a date"),
+        ("model.base=2024-01-01", "a number or a date"),
+        ("model.base=no", "true or false"),
+        ("model.base=null", "nothing"),
+    ],
+)
+def test_a_text_that_yaml_takes_for_something_else_wants_quotes(override, kind):
+    key = override.partition("=")[0]
+    with pytest.raises(RecipeError, match=f"{key}: expected a text, but YAML reads this value as {kind}; put it in qu"):
+        load_recipe("druglib", [override])
+
+
 @pytest.mark.parametrize("weights", ["{positive: 1, negative: 2}", "{positive: 1, neutral: 0, negative: 2}", "{a: 1}"])
 def test_class_weights_must_fit_the_labels(weights):
     with pytest.raises(RecipeError, match="expected a positive weight for each of positive, neutral, negative, got"):

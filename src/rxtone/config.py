@@ -461,6 +461,10 @@ def _describe(fault: Any) -> str:
         return f"{name}: missing"
     if not name:
         return str(fault["msg"]).removeprefix("Value error, ")
+    if fault["type"] == "string_type":
+        kinds = {dict: "a mapping", list: "a list", bool: "true or false", type(None): "nothing"}
+        kind = kinds.get(type(fault["input"]), "a number or a date")
+        return f"{name}: expected a text, but YAML reads this value as {kind}; put it in quotes"
     reason = fault["msg"].removeprefix("Value error, ")
     if isinstance(fault["input"], str | int | float | bool | None):
         return f"{name}: {reason} (got {fault['input']!r})"

@@ -17,8 +17,16 @@ def test_linear_baselines_read_the_fields_and_the_text():
     assert majority.predicted.tolist() == [1]
     # "wonderful" was never said in the comments: only the model that keeps fields apart ignores it there
     assert fields.predicted.tolist() == [2]
-    free = fit_baselines([Review((), words[x], x) for x in LABELS], [Review((), "some rash change")], LABELS)
-    assert free[1].predicted.tolist() == free[2].predicted.tolist() == [1]
+
+
+@pytest.mark.parametrize("fields", [(), (("Review", "some rash change"),)])
+def test_one_field_is_the_whole_text_and_has_one_linear_model(fields):
+    words = {"positive": "wonderful relief", "neutral": "some change", "negative": "terrible rash"}
+    train = [Review((("Review", words[x]),), label=x) if fields else Review((), words[x], x) for x in LABELS]
+    asked = Review(fields) if fields else Review((), "some rash change")
+    majority, linear = fit_baselines(train, [asked], LABELS)
+    assert (majority.name, linear.name) == ("majority", "tfidf_text")
+    assert linear.predicted.tolist() == [1]
 
 
 def test_same_reviews_give_the_same_predictions():
@@ -32,12 +40,12 @@ def test_same_reviews_give_the_same_predictions():
 @pytest.mark.parametrize("text", ["", "a b c"])
 def test_texts_without_words_fall_back_to_the_majority(text):
     train = [Review((), text, label) for label in ("neutral", "neutral", "positive")]
-    assert [b.predicted.tolist() for b in fit_baselines(train, train[:1], LABELS)] == [[1], [1], [1]]
+    assert [b.predicted.tolist() for b in fit_baselines(train, train[:1], LABELS)] == [[1], [1]]
 
 
 def test_one_label_only_is_always_predicted():
     train = [Review((), "some words", "negative")] * 3
-    assert [b.predicted.tolist() for b in fit_baselines(train, train[:1], LABELS)] == [[2], [2], [2]]
+    assert [b.predicted.tolist() for b in fit_baselines(train, train[:1], LABELS)] == [[2], [2]]
 
 
 def test_unlabelled_training_reviews_are_refused():

@@ -72,7 +72,7 @@ def fit_baselines(train: Sequence[Review], held_out: Sequence[Review], labels: S
         labels: The labels in recipe order.
 
     Returns:
-        The majority label, TF-IDF per field, and TF-IDF of the whole text.
+        The majority label, TF-IDF per field (where there are several), and TF-IDF of the whole text.
 
     Raises:
         DataError: If a training review has no label or an unknown one.
@@ -83,10 +83,12 @@ def fit_baselines(train: Sequence[Review], held_out: Sequence[Review], labels: S
     per_field = [([_field(r, name) for r in train], [_field(r, name) for r in held_out]) for name in names]
     per_field.append(([r.text or "" for r in train], [r.text or "" for r in held_out]))
     whole = [([_whole(r) for r in train], [_whole(r) for r in held_out])]
+    linear = {TFIDF_FIELDS: per_field, TFIDF_TEXT: whole}
+    if len(names) + any(review.text for review in (*train, *held_out)) < 2:
+        del linear[TFIDF_FIELDS]  # one field is the whole text: the same model under another name
     return (
         Baseline(MAJORITY, _TITLES[MAJORITY], majority),
-        Baseline(TFIDF_FIELDS, _TITLES[TFIDF_FIELDS], _linear_predictions(per_field, y, majority)),
-        Baseline(TFIDF_TEXT, _TITLES[TFIDF_TEXT], _linear_predictions(whole, y, majority)),
+        *(Baseline(name, _TITLES[name], _linear_predictions(columns, y, majority)) for name, columns in linear.items()),
     )
 
 
