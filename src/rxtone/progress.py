@@ -12,7 +12,7 @@ from rxtone.logs import json_line
 from rxtone.pipeline import AdapterReady, AspectStarted, DataReady, Evaluated, Reloaded
 from rxtone.seeds import SeedsDone, SeedStarted
 from rxtone.tracking import event_record
-from rxtone.training.events import EvalDone, MemoryShort, StepDone
+from rxtone.training.events import EvalDone, MemoryShort, StepDone, StoppedEarly
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -122,6 +122,11 @@ def _line(event: Shown) -> str | None:
         return (
             f"notice: memory was too short at step {event.step}; from here each batch is computed in {event.parts} "
             "parts that are added up: the same steps, only slower"
+        )
+    if isinstance(event, StoppedEarly):
+        return (
+            f"stopped early at step {event.step} of {event.total_steps}: macro-F1 on validation did not rise "
+            f"{event.patience} times in a row (train.early_stopping_patience); the best checkpoint counts"
         )
     return _stage_line(event)
 

@@ -17,7 +17,7 @@ from rxtone.stopping import Stop
 from rxtone.training import loop
 from rxtone.training.checkpoint import newest_checkpoint
 from rxtone.training.data import Auxiliary, TrainingData
-from rxtone.training.events import CheckpointSaved, EvalDone, MemoryShort, StepDone
+from rxtone.training.events import CheckpointSaved, EvalDone, MemoryShort, StepDone, StoppedEarly
 from rxtone.training.loop import fit
 from rxtone.training.schedule import auxiliary_groups, learning_rate, step_groups, total_steps
 
@@ -127,10 +127,13 @@ def test_the_best_checkpoint_is_what_remains(tiny_base, tmp_path):
 def test_patience_ends_the_run(tiny_base, tmp_path):
     _, events = run(tiny_base, tmp_path, settings(learning_rate=1e-9, num_train_epochs=9, early_stopping_patience=2))
     assert [event.epoch for event in events if isinstance(event, EvalDone)] == [1, 2, 3]
+    steps = [event for event in events if isinstance(event, StepDone)]
+    assert events[-1] == StoppedEarly(len(steps), 3 * len(steps), 2)
 
 
 def test_max_steps_ends_the_run_in_mid_epoch(tiny_base, tmp_path):
     _, events = run(tiny_base, tmp_path, settings(max_steps=4))
+    assert not any(isinstance(event, StoppedEarly) for event in events)
     assert [event.step for event in events if isinstance(event, StepDone)] == [1, 2, 3, 4]
     assert [event.epoch for event in events if isinstance(event, EvalDone)] == pytest.approx([1, 1 + 1 / 3])
 

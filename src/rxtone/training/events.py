@@ -80,4 +80,19 @@ class MemoryShort:
     parts: int
 
 
-Event = StepDone | EvalDone | CheckpointSaved | MemoryShort
+@dataclass(frozen=True)
+class StoppedEarly:
+    """The run ended before its last step, by `train.early_stopping_patience`.
+
+    Attributes:
+        step: Steps done.
+        total_steps: Steps it might have taken.
+        patience: Validations in a row without a better macro-F1.
+    """
+
+    step: int
+    total_steps: int
+    patience: int
+
+
+Event = StepDone | EvalDone | CheckpointSaved | MemoryShort | StoppedEarly

@@ -29,7 +29,7 @@ from rxtone.training.checkpoint import (
     restore_random_state,
     save_checkpoint,
 )
-from rxtone.training.events import CheckpointSaved, EvalDone, Event, MemoryShort, StepDone
+from rxtone.training.events import CheckpointSaved, EvalDone, Event, MemoryShort, StepDone, StoppedEarly
 from rxtone.training.objective import Objective, class_weight_vector, loss_sum
 from rxtone.training.processes import Processes
 from rxtone.training.schedule import auxiliary_groups, learning_rate, step_groups, total_steps
@@ -74,30 +74,19 @@ def fit(
 
     Yields:
         `StepDone` after each optimiser step, `EvalDone` after each pass and at the end,
-        `CheckpointSaved` after each checkpoint, `MemoryShort` where batches had to be parted.
+        `CheckpointSaved` after each checkpoint, `MemoryShort` where batches had to be parted, `StoppedEarly`
+        where patience ended the run.
 
     Raises:
         RunError: At the first loss or gradient that is not finite, or when nothing can learn.
     """
-    stop = stop or Stop()
+    stop, team = stop or Stop(), processes or Processes()
     model = cast("PeftModel", module_of(scorer))
     parameters = [p for p in model.parameters() if p.requires_grad]
-    fused = parameters[0].is_cuda  # one kernel for all parameters, where the number of kernels is what costs
-    optimizer = torch.optim.AdamW(parameters, lr=train.learning_rate, weight_decay=train.weight_decay, fused=fused)
-    torch.manual_seed(train.seed)
-    progress = load_checkpoint(resume_from, model, optimizer) if resume_from else Progress()
-    team = processes or Processes()
-    if team.rank:  # dropout of its own; the first process draws what a single one would draw
-        torch.manual_seed(train.seed + progress.step + 1_000_003 * team.rank)
+    optimizer, progress = _begin(model, parameters, train, resume_from, team)
     weights = class_weight_vector(train.class_weights, data.train_classes, data.labels)
     class_weights = torch.from_numpy(weights).to(parameters[0].device)
     total = total_steps(data.train.lengths, train)
-    if train.gradient_checkpointing:
-        # Not the re-entrant kind: with a frozen base no input requires a gradient, and it would give none.
-        cast("T5ForConditionalGeneration", model.get_base_model()).activation_checkpointing_enable(
-            {"use_reentrant": False}
-        )
-    model.train()
     parts = 1
     # A pass whose steps are done, but which is not validated yet, is a place to resume from too.
     while (progress.step < total or progress.position) and not patience_over(progress, train):
@@ -137,10 +126,35 @@ def fit(
         yield _checkpoint(checkpoints, model, optimizer, progress, team)
         if team.any(stop.wanted()):
             return
+    if progress.step < total:
+        yield StoppedEarly(progress.step, total, progress.stale)
     if team.first:
         load_best(checkpoints, progress, model)
     team.spread(parameters)
     model.eval()
+
+
+def _begin(
+    model: PeftModel,
+    parameters: list[torch.nn.Parameter],
+    train: TrainConfig,
+    resume_from: Path | None,
+    team: Processes,
+) -> tuple[torch.optim.Optimizer, Progress]:
+    """The model in training mode, its optimiser, and where the run stands."""
+    fused = parameters[0].is_cuda  # one kernel for all parameters, where the number of kernels is what costs
+    optimizer = torch.optim.AdamW(parameters, lr=train.learning_rate, weight_decay=train.weight_decay, fused=fused)
+    torch.manual_seed(train.seed)
+    progress = load_checkpoint(resume_from, model, optimizer) if resume_from else Progress()
+    if team.rank:  # dropout of its own; the first process draws what a single one would draw
+        torch.manual_seed(train.seed + progress.step + 1_000_003 * team.rank)
+    if train.gradient_checkpointing:
+        # Not the re-entrant kind: with a frozen base no input requires a gradient, and it would give none.
+        cast("T5ForConditionalGeneration", model.get_base_model()).activation_checkpointing_enable(
+            {"use_reentrant": False}
+        )
+    model.train()
+    return optimizer, progress
 
 
 def _step(
