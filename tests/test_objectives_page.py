@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+import numpy as np
 import yaml
 from tiny import tiny_values
 
@@ -47,9 +48,23 @@ def test_a_study_becomes_a_table_with_gains_and_a_linear_model(tiny_base, tiny_t
     best = next(name for name in rows if name.endswith("learning_rate=0.02"))
     plain, linear = rows["loss=token_ce, learning_rate=1e-06"], rows[objectives.LINEAR]
     assert rows[best][4].strip().startswith("+")  # its gain over the setting to be beaten
-    assert plain[4].strip() == linear[4].strip() == linear[5].strip() == "–"
+    assert plain[4].strip() == linear[5].strip() == linear[-2].strip() == "–"
+    assert linear[4].strip().startswith("+")
     assert float(rows[f"{best}; 2 seeds averaged"][2]) > float(plain[2])
+    offsets = rows["loss=token_ce, learning_rate=1e-06; offsets"]
+    assert offsets[-2] == plain[-2]  # offsets move the threshold, not the order of the reviews
+    assert float(rows[best][-2]) > float(plain[-2])
     assert len(screened.strip().splitlines()) == 2 + 4
+
+
+def test_offsets_of_a_row_are_fitted_without_its_fold():
+    """Fold 1 is all neutral: offsets from fold 0, which has no neutral row, cannot favour it."""
+    true = np.array([0] * 30 + [2] * 30 + [1] * 30)
+    probabilities = np.tile([0.5, 0.3, 0.2], (1, 90, 1))
+    probabilities[0, 30:60] = [0.2, 0.3, 0.5]
+    fold_of = np.array([[0] * 60 + [1] * 30])
+    answers = objectives._with_offsets(probabilities, true, fold_of)
+    assert set(answers[0, 60:]) == {0}
 
 
 def test_the_page_in_the_repository_has_its_markers():
