@@ -34,7 +34,7 @@ def test_it_learns_from_real_reviews(first):
     out, done = first
     metrics = json.loads((out / "evaluation" / "metrics.json").read_text())
     assert metrics["split"] == "test"
-    assert metrics["macro_f1"] > metrics["baselines"]["majority"]["macro_f1"] + 0.06
+    assert metrics["macro_f1"] > metrics["baselines"]["majority"]["macro_f1"] + 0.08
     losses = [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines() if '"loss"' in line]
     assert sum(losses[-20:]) < 0.6 * sum(losses[:20])
     assert "TF-IDF per field" in done.stdout
