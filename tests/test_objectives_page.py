@@ -1,13 +1,16 @@
 """The table of losses, from a study on the tiny base."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import yaml
 from tiny import tiny_values
 
 from rxtone.config import load_recipe
+from rxtone.data.reviews import Review
 from rxtone.space import check_space, load_space
 from rxtone.sweep import sweep
 
@@ -65,6 +68,20 @@ def test_offsets_of_a_row_are_fitted_without_its_fold():
     fold_of = np.array([[0] * 60 + [1] * 30])
     answers = objectives._with_offsets(probabilities, true, fold_of)
     assert set(answers[0, 60:]) == {0}
+
+
+def test_a_table_of_one_field_has_a_linear_model_too():
+    words = {"good": "wonderful relief", "bad": "terrible rash"}
+    rows = [
+        Review((("Text", words[label]),), label=label, row=2 * i + j)
+        for i in range(1, 9)
+        for j, label in enumerate(words)
+    ]
+    for number, row in enumerate(rows):  # texts differ, or all copies would be one block
+        rows[number] = replace(row, fields=(("Text", f"{row.fields[0][1]} {number}"),))
+    prepared = SimpleNamespace(train=rows, validation=[])
+    answers = objectives._linear(prepared, 0, 2, {row.row: i for i, row in enumerate(rows)}, list(words))
+    assert answers.tolist() == [0, 1] * 8
 
 
 def test_the_page_in_the_repository_has_its_markers():
