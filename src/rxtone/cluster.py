@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rxtone.errors import RunError
+from rxtone.model.host import prepare_host
 from rxtone.model.packed import PackedBase, pack_base, unpack_base
 from rxtone.ray_session import check_room, ray_session, slots
 from rxtone.study import Job, Study, beat, clear_trial, finish, next_job, report
@@ -210,12 +211,14 @@ def _send(store: _Store, options: dict[str, float], recipe: Recipe) -> Any:
 
 
 def _run_trial(packed: PackedBase, data: TrainingData, recipe: Recipe) -> Iterator[StepDone | EvalDone | Trained]:
+    prepare_host()
     bench = Bench(lambda _: unpack_base(packed), _nothing, lambda _: data)
     with tempfile.TemporaryDirectory(prefix="rxtone-") as folder:
         yield from train_setting(bench, recipe, Path(folder) / "checkpoints")
 
 
 def _run_fold(packed: PackedBase, prepared: Prepared, recipe: Recipe, seed: int, fold: int, of: int) -> FoldRun:
+    prepare_host()
     bench = Bench(lambda _: unpack_base(packed), lambda _: prepared, _nothing)
     with tempfile.TemporaryDirectory(prefix="rxtone-") as folder:
         return run_fold(bench, recipe, seed=seed, fold=fold, of=of, folder=Path(folder) / "fold")

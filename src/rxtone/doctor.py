@@ -25,11 +25,12 @@ from rxtone.config import cache_dir, offline
 from rxtone.errors import RxtoneError
 from rxtone.model.base import default_device, load_base, native_bf16, resolve_precision
 from rxtone.model.lora import add_adapter
+from rxtone.model.memory import peak_memory
 from rxtone.pipeline import scorer_for, tokenise, validation_scores
 from rxtone.preparation import prepare
 from rxtone.tracking import check_trackers
 from rxtone.training.events import StepDone
-from rxtone.training.loop import fit, peak_memory
+from rxtone.training.loop import fit
 from rxtone.training.schedule import step_groups, total_steps
 
 if TYPE_CHECKING:

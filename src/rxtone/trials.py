@@ -22,6 +22,7 @@ from rxtone.data.splits import folds, make_split
 from rxtone.errors import DataError
 from rxtone.model.base import Base, default_device, load_base
 from rxtone.model.lora import adapted
+from rxtone.model.memory import peak_memory, reset_peak_memory
 from rxtone.model.scoring import Scorer, log_probabilities
 from rxtone.pipeline import scorer_for, tokenise, validation_scores
 from rxtone.preparation import Prepared, label_indexes, prepare
@@ -30,7 +31,7 @@ from rxtone.stats.metrics import classification_metrics
 from rxtone.tracking import open_trackers
 from rxtone.training.data import TrainingData
 from rxtone.training.events import EvalDone, StepDone
-from rxtone.training.loop import fit, peak_memory
+from rxtone.training.loop import fit
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -271,20 +272,6 @@ def per_class(metrics: dict[str, Any]) -> dict[str, dict[str, float]]:
     """The per-class part of `classification_metrics`."""
     found: dict[str, dict[str, float]] = metrics["per_class"]
     return found
-
-
-def reset_peak_memory() -> bool:
-    """Begin to measure peak memory anew; False where the system cannot, and no peak of a single trial is known."""
-    import torch
-
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-        return True
-    try:
-        Path("/proc/self/clear_refs").write_text("5", "ascii")  # Linux: VmHWM starts again at what is held now
-    except OSError:
-        return False
-    return True
 
 
 def _predictions(scorer: Scorer, data: TrainingData) -> np.ndarray:

@@ -38,6 +38,13 @@ def prepare_host(quota: Path = _QUOTA) -> None:
         mallopt(_TRIM_THRESHOLD, _KEPT_BYTES)
 
 
+def release_memory() -> None:
+    """Give freed memory that glibc keeps for the next tensors back to the system."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
 def in_passing(work: Callable[[], T]) -> T:
     """Compute something in a thread that ends with it.
 

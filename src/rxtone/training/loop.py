@@ -6,8 +6,6 @@ Forward, loss, backward, step and log stand in `_step` and `fit`; nothing is cal
 from __future__ import annotations
 
 import math
-import resource
-import sys
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
@@ -16,7 +14,7 @@ import numpy as np
 import torch
 
 from rxtone.errors import RunError
-from rxtone.model.memory import out_of_memory, split
+from rxtone.model.memory import out_of_memory, peak_memory, split
 from rxtone.model.scoring import Scorer, log_probabilities, module_of, score_dataset
 from rxtone.stats.metrics import classification_metrics
 from rxtone.stopping import Stop
@@ -330,12 +328,3 @@ def _checkpoint(
 def patience_over(progress: Progress, train: TrainConfig) -> bool:
     """Whether the run has gone on long enough without a better validation."""
     return train.early_stopping_patience is not None and progress.stale >= train.early_stopping_patience
-
-
-def peak_memory(model: torch.nn.Module) -> int:
-    """Highest memory so far, in bytes: of the device on CUDA, else of this process."""
-    device = next(model.parameters()).device
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # kibibytes on Linux, bytes on macOS

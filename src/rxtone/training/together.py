@@ -16,12 +16,13 @@ import torch
 
 from rxtone.errors import RunError
 from rxtone.model.batches import Batch
+from rxtone.model.memory import peak_memory
 from rxtone.model.scoring import log_probabilities, score_dataset, shift_right
 from rxtone.model.together import Given
 from rxtone.training.checkpoint import Progress
 from rxtone.training.data import TrainingData
 from rxtone.training.events import EvalDone, StepDone
-from rxtone.training.loop import judge_validation, objective_of, patience_over, peak_memory
+from rxtone.training.loop import judge_validation, objective_of, patience_over
 from rxtone.training.objective import class_weight_vector, loss_sum
 from rxtone.training.schedule import learning_rate, step_groups, total_steps
 
