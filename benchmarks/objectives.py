@@ -27,7 +27,7 @@ from rxtone.config import Recipe, load_recipe
 from rxtone.data.reviews import dedupe_key
 from rxtone.evaluation.baselines import TFIDF_FIELDS, TFIDF_TEXT, fit_baselines
 from rxtone.preparation import Prepared, prepare
-from rxtone.space import load_space
+from rxtone.space import load_space, shown
 from rxtone.stats.metrics import classification_metrics
 from rxtone.stats.operating import MACRO_F1, tune_offsets
 from rxtone.stats.ranking import rank_settings
@@ -203,7 +203,7 @@ def _means(true: Indexes, predictions: Indexes, labels: Sequence[str]) -> list[f
 
 
 def _spelt(settings: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key.rpartition('.')[2]}={value}" for key, value in settings.items() if value is not None)
+    return ", ".join(f"{key.rpartition('.')[2]}={shown(value)}" for key, value in settings.items() if value is not None)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -17,7 +17,7 @@ from rxtone.sweep import sweep
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import objectives  # noqa: E402
+from benchmarks import auxiliary, objectives  # noqa: E402
 
 
 def test_the_shipped_space_fits_its_recipe_and_tries_six_losses_at_least():
@@ -25,6 +25,14 @@ def test_the_shipped_space_fits_its_recipe_and_tries_six_losses_at_least():
     check_space(space, load_recipe(space.recipe))
     assert len(space.parameters["train.loss"].choice) >= 5
     assert space.confirm.against == {"train.loss": "token_ce", "train.class_weights": None}
+
+
+def test_the_shipped_space_of_auxiliary_tasks_fits_its_recipe_and_has_sentiment_alone_to_beat():
+    space = load_space("auxiliary")
+    check_space(space, load_recipe(space.recipe))
+    alone, beside = space.parameters["auxiliary"].choice
+    assert (alone, sorted(beside)) == ({}, ["effectiveness", "side-effects"])
+    assert space.confirm.against == {"auxiliary": {}}
 
 
 def test_a_study_becomes_a_table_with_gains_and_a_linear_model(tiny_base, tiny_table, tmp_path):
@@ -84,6 +92,29 @@ def test_a_table_of_one_field_has_a_linear_model_too():
     assert answers.tolist() == [0, 1] * 8
 
 
+def test_a_study_of_auxiliary_tasks_becomes_a_table_between_markers_of_its_own(tiny_base, tiny_table, tmp_path):
+    values = tiny_values(tiny_base, tiny_table)
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+    task = {"column": "rating", "rule": {"great": ">=5", "awful": "<5"}, "template": "{fields}"}
+    spec = {
+        "recipe": str(tmp_path / "tiny.yaml"), "sampler": "grid", "pruner": "none",
+        "parameters": {"auxiliary": [{}, {"score": task}]},
+        "confirm": {"top": 2, "folds": 2, "seeds": 1, "against": {"auxiliary": {}}},
+    }  # fmt: skip
+    (tmp_path / "space.yaml").write_text(yaml.safe_dump(spec, sort_keys=False))
+    for _ in sweep(load_space(tmp_path / "space.yaml"), load_recipe(tmp_path / "tiny.yaml"), tmp_path / "study"):
+        pass
+    page = tmp_path / "quality.md"
+    page.write_text((ROOT / "docs" / "quality.md").read_text())
+    auxiliary.main([str(tmp_path / "study"), "--page", str(page)])
+    text = page.read_text().partition(auxiliary.MARKERS[0])[2].partition(auxiliary.MARKERS[1])[0]
+    rows = {cells[1].strip(): cells for cells in (line.split("|") for line in text.splitlines()) if len(cells) > 6}
+    assert rows["auxiliary=none"][4].strip() == "–"
+    assert " to " in rows["auxiliary=score"][4]  # its gain over sentiment alone
+    other = page.read_text().partition(objectives.MARKERS[0])[2].partition(objectives.MARKERS[1])[0]
+    assert other in (ROOT / "docs" / "quality.md").read_text()
+
+
 def test_the_page_in_the_repository_has_its_markers():
     text = (ROOT / "docs" / "quality.md").read_text("utf-8")
-    assert all(marker in text for marker in objectives.MARKERS)
+    assert all(marker in text for marker in (*objectives.MARKERS, *auxiliary.MARKERS))

@@ -3,7 +3,7 @@ import yaml
 
 from rxtone.config import load_recipe
 from rxtone.errors import RecipeError
-from rxtone.space import Space, apply_settings, check_space, grid, load_space, settings_of, shipped_spaces, spelt
+from rxtone.space import Space, apply_settings, check_space, grid, load_space, settings_of, shipped_spaces, shown, spelt
 
 
 def space(**changes):
@@ -93,6 +93,22 @@ def test_every_value_is_checked_against_the_recipe_before_anything_is_trained():
     assert "lora.rank: unknown key" in str(caught.value)
     assert "lora.lora_dropout: Input should be less than 1 (got 1.5)" in str(caught.value)
     assert "lora.kind, which is no recipe key" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "line"),
+    [
+        ({"effectiveness": {"column": "effectiveness"}, "rating": {"column": "rating"}}, "effectiveness + rating"),
+        ({}, "none"),
+        ({"negative": 1.5, "neutral": 2.0}, "{negative: 1.5, neutral: 2.0}"),
+        (["q", "v"], "[q, v]"),
+        (0.00051234, "0.000512"),
+        (None, "None"),
+        ("ordinal", "ordinal"),
+    ],
+)
+def test_a_choice_is_shown_in_one_short_line(value, line):
+    assert shown(value) == line == (line if isinstance(value, float) else shown(spelt(value)))
 
 
 def test_a_misspelt_space_is_answered_with_the_nearest():

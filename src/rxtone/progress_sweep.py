@@ -10,7 +10,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from rxtone.space import spelt
+from rxtone.space import shown
 from rxtone.sweep_events import FoldDone, StudyOpened, SweepDone, TrialEnded, TrialStarted, TrialStep, TrialValidated
 
 if TYPE_CHECKING:
@@ -147,8 +147,4 @@ def _line(event: SweepEvent) -> str | None:
 
 
 def _settings(settings: dict[str, Any]) -> str:
-    return ", ".join(f"{key.rpartition('.')[2]}={_value(spelt(value))}" for key, value in settings.items())
-
-
-def _value(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    return ", ".join(f"{key.rpartition('.')[2]}={shown(value)}" for key, value in settings.items())

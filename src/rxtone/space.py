@@ -255,6 +255,24 @@ def spelt(value: Any) -> str | int | float | bool | None:
     return yaml.safe_dump(value, default_flow_style=True, width=1000).strip()
 
 
+def shown(value: Any) -> str:
+    """A choice in one short line, as tables show it: a mapping of mappings by its keys, a number by three digits.
+
+    Args:
+        value: As it was chosen, or as `spelt` gives it.
+
+    Returns:
+        The line.
+    """
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    text = str(spelt(value))
+    inner = yaml.safe_load(text) if text.startswith("{") else None
+    if inner is not None and all(isinstance(own, dict) for own in inner.values()):
+        return " + ".join(inner) or "none"
+    return text
+
+
 def settings_of(space: Space, recipe: Recipe, drawn: Mapping[str, Any]) -> dict[str, Any]:
     """Recipe keys of a drawn point.
 

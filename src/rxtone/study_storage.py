@@ -12,7 +12,7 @@ import yaml
 from rxtone.config import dump_recipe, load_recipe
 from rxtone.errors import RecipeError, RunError
 from rxtone.run import write_text
-from rxtone.space import grid
+from rxtone.space import grid, spelt
 from rxtone.study import Study, StudyFolder
 
 if TYPE_CHECKING:
@@ -151,8 +151,10 @@ def _requeue_lost(study: Study) -> None:
 def _enqueue_to_beat(study: Study, known: list[dict[str, Any]]) -> None:
     """The setting that all others are compared with comes first, so that no number of trials leaves it out."""
     confirm = study.space.confirm
-    against = None if confirm is None else confirm.against
-    if against is None or any(against.items() <= settings.items() for settings in known):
+    if confirm is None or confirm.against is None:
+        return
+    against = {key: spelt(value) for key, value in confirm.against.items()}  # as the grid and the study have it
+    if any(against.items() <= settings.items() for settings in known):
         return
     first = dict(against)
     if study.space.sampler == "grid":
