@@ -163,7 +163,8 @@ def options(description: str | None, *, reviews: int, rounds: int = 3) -> Option
     given = parser.parse_args()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    prepare_host()  # what rxtone's commands do; every contender in the process gains by it
+    # What rxtone's commands do; every contender in the process gains by it. Padded peers' shapes return.
+    prepare_host(shapes_return=True)
     torch.set_num_threads(given.threads)
     return Options(
         given.shared,

@@ -37,7 +37,7 @@ from rxtone.model.host import prepare_host
 from rxtone.serving.limits import Limits
 from rxtone.serving.server import run_server
 quiet_transformers()
-prepare_host()
+prepare_host(shapes_return=True)
 limits = Limits(batch_texts=int(sys.argv[3]), queue_seconds=1e9)
 run_server([sys.argv[1]], base=sys.argv[2] or None, port=0, page=False, precision=sys.argv[4] or None, limits=limits)
 """

@@ -24,8 +24,10 @@ def doctor(
     from rxtone.config import load_recipe
     from rxtone.doctor import examine
     from rxtone.model.base import quiet_transformers
+    from rxtone.model.host import prepare_host
 
     quiet_transformers()
+    prepare_host()
     report = examine(load_recipe(recipe, overrides or []) if recipe else None)
     if as_json:
         print(json.dumps(report.to_json(), indent=2))

@@ -33,6 +33,7 @@ def sweep(
     """Find the best settings: search SPACE, confirm the best few, write best.yaml. Repeat the command to resume."""
     from rxtone.config import load_recipe
     from rxtone.model.base import quiet_transformers
+    from rxtone.model.host import prepare_host
     from rxtone.progress_sweep import results_table, show_sweep
     from rxtone.space import load_space
     from rxtone.stopping import stop_on_signals
@@ -43,6 +44,7 @@ def sweep(
         msg = "--together trains several settings in one process, --engine ray one in each; choose one of them"
         raise RecipeError(msg)
     quiet_transformers()
+    prepare_host()
     found = load_space(space)
     if not confirm:
         found = found.model_copy(update={"confirm": None})

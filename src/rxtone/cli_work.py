@@ -152,7 +152,7 @@ def serve(
         msg = f"serve: {error.name} is not installed; install rxtone[serve]"
         raise RecipeError(msg) from None
     quiet_transformers()
-    prepare_host()
+    prepare_host(shapes_return=True)
     run_server(
         runs, host=host, port=port, share=share, token_file=token_file, page=page, base=base,
         recipe=load_recipe(recipe) if recipe else None, precision=precision, min_confidence=min_confidence,
