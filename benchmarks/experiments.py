@@ -174,11 +174,13 @@ def _cost_of_o(table: pl.DataFrame) -> str:
         )
         if without.height and with_o.height:
             one, other = float(without["trainable"].to_numpy()[0]), float(with_o["trainable"].to_numpy()[0])
+            costs = [f"time {_mean(without, 'seconds'):.0f} s -> {_mean(with_o, 'seconds'):.0f} s"]
+            if without["peak_memory_bytes"].count() and with_o["peak_memory_bytes"].count():
+                before, after = (_gib(_mean(own, "peak_memory_bytes")) for own in (without, with_o))
+                costs.append(f"peak memory {before} GiB -> {after} GiB")
             lines.append(
                 f"At r={rank}, adding `o` to `q, v` makes {other:,.0f} trainable parameters of {one:,.0f}: "
-                f"x{other / one:.2f}, not fewer; peak memory {_gib(_mean(without, 'peak_memory_bytes'))} GiB -> "
-                f"{_gib(_mean(with_o, 'peak_memory_bytes'))} GiB, time {_mean(without, 'seconds'):.0f} s -> "
-                f"{_mean(with_o, 'seconds'):.0f} s."
+                f"x{other / one:.2f}, not fewer; {', '.join(costs)}."
             )
     return "\n".join(lines)
 

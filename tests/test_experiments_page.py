@@ -71,6 +71,14 @@ def test_the_page_is_rewritten_between_its_markers(study, tmp_path):
     assert page.read_text() == text
 
 
+def test_memory_that_is_not_known_is_left_out(study):
+    table = pl.read_parquet(study / "trials.parquet")
+    assert "time 60 s -> 60 s, peak memory 1.00 GiB -> 1.00 GiB." in experiments.render(study)
+    table.with_columns(peak_memory_bytes=pl.lit(None, pl.Int64)).write_parquet(study / "trials.parquet")
+    assert "time 60 s -> 60 s.\n" in experiments.render(study)
+    assert "GiB ->" not in experiments.render(study)
+
+
 def test_the_space_shown_in_the_page_is_one():
     text = (ROOT / "docs" / "experiments.md").read_text()
     shown = Space.model_validate(yaml.safe_load(text.split("```yaml\n")[1].split("```")[0]))
