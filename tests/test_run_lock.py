@@ -105,7 +105,7 @@ def test_processes_that_start_at_once_never_hold_together(tmp_path):
         for number in range(3)
     ]
     try:
-        errors = [process.communicate(timeout=120)[1] for process in processes]
+        errors = [process.communicate(timeout=60)[1] for process in processes]
     finally:
         for process in processes:
             process.kill()
