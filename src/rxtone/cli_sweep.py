@@ -14,7 +14,9 @@ from rxtone.errors import RecipeError
 
 
 def sweep(
-    space: Annotated[str, typer.Argument(metavar="SPACE", help="tutorial, quick, thorough, or a YAML file.")],
+    space: Annotated[
+        str, typer.Argument(metavar="SPACE", help="tutorial, quick, thorough, objectives, auxiliary, or a YAML file.")
+    ],
     overrides: SetOption = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder of the study; runs/sweep-SPACE if none.")] = None,
     trials: Annotated[int | None, typer.Option(min=1, help="Settings to try; the space's number if none.")] = None,

@@ -148,7 +148,7 @@ class TableMasks:
         """
         generator = np.random.Generator(np.random.SFC64(seed))
         words = generator.integers(0, 2**64, size=3 * _TABLE_WORDS, dtype=np.uint64).view(np.int64)
-        self._tables = torch.from_numpy(words).to(device).view(3, _TABLE_WORDS)
+        self._tables = torch.from_numpy(words).to(device).view(3, _TABLE_WORDS).unbind()
         self._scratch = torch.empty(_TILE_WORDS, dtype=torch.int64, device=device)
         self._generator = generator
 

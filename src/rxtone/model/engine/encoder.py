@@ -23,12 +23,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from rxtone.model.engine import int8
+from rxtone.model.engine.activations import activate, activate_backward, gated, gated_backward
 from rxtone.model.engine.dropout import Mask, MaskSource
 from rxtone.model.engine.layout import Block
 from rxtone.model.engine.ops import (
     AdapterTape,
-    activate,
-    activate_backward,
     activated_linear,
     drop,
     linear,
@@ -264,8 +263,7 @@ class _FeedForwardTape:
 
 
 def _hidden(gate: Tensor | None, up: Tensor, activation: str) -> Tensor:
-    """act(gate) * up in the gated form (Shazeer 2020), act(up) in the other."""
-    return activate(up, activation) if gate is None else activate(gate, activation).mul_(up)
+    return activate(up, activation) if gate is None else gated(gate, up, activation)
 
 
 def _feed_forward_without_masks(h: Tensor, layer: FeedForward, run: Pass) -> Tensor:
@@ -334,8 +332,7 @@ class FeedForwardSublayer(torch.autograd.Function):
         if layer.gate is None or tape.gate is None:
             dup = activate_backward(middle, tape.up, layer.activation)
         else:
-            dup = activate(tape.gate, layer.activation).mul_(middle)
-            dgate = activate_backward(middle.mul_(tape.up), tape.gate, layer.activation)
+            dgate, dup = gated_backward(middle, tape.gate, tape.up, layer.activation)
             dx, gate_grads = linear_backward(dgate, x, layer.gate, gate_tapes[0], run.masks, need_input=need)
         dx, up_grads = linear_backward(dup, x, layer.up, up_tape, run.masks, dx, need_input=need)
         dh = None if dx is None else norm_backward(dx, tape.h, layer.norm, run.epsilon, grad)

@@ -12,21 +12,19 @@ Attention, norms and the folded projections of cross-attention stay in the model
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - the customary name
 from torch import Tensor
 
+from rxtone.model.engine.activations import activate, gated
 from rxtone.model.engine.plan import Attention, DecoderLayer, EncoderLayer, FeedForward, Linear, Weights
 
 _LEVELS = 127
 _TILE = 1 << 17  # elements quantised at a time: their fp32 form is half of a core's second-level cache
 _ZERO = 128  # activations are unsigned for the kernel: code 128 is zero
 _ROWS = 512  # of the feed-forward layer at a time: below 256 the products wait for their weights
-_GELU = 2.0 * math.sqrt(2.0 / math.pi)
 _DTYPES = (torch.bfloat16, torch.float32)
 
 
@@ -207,9 +205,9 @@ def feed_forward(h: Tensor, layer: FeedForward, epsilon: float) -> Tensor:
         scales = rows.scales.float()
         up = _wide(rows.codes, layer.up, scales)
         if layer.gate is None:
-            hidden = _activate(up, layer.activation)
+            hidden = activate(up, layer.activation)
         else:
-            hidden = _activate(_wide(rows.codes, layer.gate, scales), layer.activation).mul_(up)
+            hidden = gated(_wide(rows.codes, layer.gate, scales), up, layer.activation)
         codes, scales = _codes(hidden, None)
         torch.add(part, _wide(codes, layer.down, scales).to(h.dtype), out=out[start : start + _ROWS])
     return out
@@ -218,21 +216,3 @@ def feed_forward(h: Tensor, layer: FeedForward, epsilon: float) -> Tensor:
 def _wide(codes: Tensor, layer: Linear, scales: Tensor) -> Tensor:
     assert layer.int8 is not None
     return _product(codes, layer.int8, torch.float32).mul_(scales)
-
-
-def _activate(x: Tensor, name: str) -> Tensor:
-    """T5's activation of fp32 rows.
-
-    With 1 + tanh(y) = 2 sigmoid(2 y), the tanh form of GELU is x * sigmoid(2 sqrt(2/pi) (x + 0.044715 x**3)):
-    torch's sigmoid takes a tenth of the time of its tanh.
-    """
-    match name:
-        case "gelu_new":
-            inner = x.square().mul_(0.044715 * _GELU).add_(_GELU).mul_(x)
-            return inner.sigmoid_().mul_(x)
-        case "gelu":
-            return F.gelu(x)
-        case "silu":
-            return F.silu(x)
-        case _:
-            return F.relu(x)

@@ -1,4 +1,4 @@
-"""What all sublayers share, forward and hand-written backward: norm, adapted linear map, activation.
+"""What all sublayers share, forward and hand-written backward: norm and adapted linear map.
 
 Why by hand: autograd would keep every intermediate (the masked input of each adapter, both sides of each
 product, fp32 copies inside the norms) and write each gradient to a tensor of its own. Here a sublayer keeps
@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the customary name
 from torch import Tensor
 
+from rxtone.model.engine.activations import activate
 from rxtone.model.engine.dropout import Mask, MaskSource
 from rxtone.model.engine.int8 import matmul, quantise_rows
 from rxtone.model.engine.plan import Linear
@@ -255,29 +256,3 @@ def linear_backward(
         through = inner @ tape.down
         out.add_(through if masks is None else masks.apply(through, tape.mask, in_place=True))
     return out, (grad_down, grad_up)
-
-
-def activate(x: Tensor, name: str) -> Tensor:
-    """Apply T5's activation; ``gelu_new`` is the tanh form of GELU (Hendrycks and Gimpel 2016)."""
-    match name:
-        case "gelu_new":
-            return F.gelu(x, approximate="tanh")
-        case "gelu":
-            return F.gelu(x)
-        case "silu":
-            return F.silu(x)
-        case _:
-            return F.relu(x)
-
-
-def activate_backward(grad: Tensor, x: Tensor, name: str) -> Tensor:
-    """Gradient of ``activate`` with respect to its input."""
-    match name:
-        case "gelu_new":
-            return _tensor(_aten.gelu_backward(grad, x, approximate="tanh"))
-        case "gelu":
-            return _tensor(_aten.gelu_backward(grad, x))
-        case "silu":
-            return _tensor(_aten.silu_backward(grad, x))
-        case _:
-            return _tensor(_aten.threshold_backward(grad, x, 0))
