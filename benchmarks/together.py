@@ -30,7 +30,8 @@ def settings(base: str, count: int, steps: int, batch: int) -> list[Recipe]:
         load_recipe(
             "demo",
             [
-                f"model.base={base}", "data.validation_fraction=0.02", f"lora.r={ranks[index % 3]}", "lora.lora_dropout=0.0",
+                f"model.base={base}", "data.validation_fraction=0.02", f"lora.r={ranks[index % 3]}",
+                "lora.lora_dropout=0.0",
                 f"train.learning_rate={1e-4 * (index + 1)}", f"train.max_steps={steps}",
                 f"train.per_device_train_batch_size={batch}", "train.tokens_per_batch=null",
             ],
