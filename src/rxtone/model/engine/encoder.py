@@ -37,6 +37,7 @@ from rxtone.model.engine.ops import (
     norm_backward,
     normed_linears,
     scale_of,
+    softmax,
 )
 from rxtone.model.engine.plan import Attention, FeedForward
 
@@ -124,7 +125,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, run: Pass, keep: list[tuple[Tensor,
         keys = _split(k, block, run.heads)
         scores = torch.bmm(_split(q, block, run.heads), keys.transpose(1, 2))
         scores.view(block.reviews, run.heads, block.length, block.length).add_(bias)
-        probabilities = torch.softmax(scores, -1)
+        probabilities = softmax(scores)
         mask = None if run.masks is None else run.masks.mask(probabilities.numel(), q.dtype, run.rate)
         kept = probabilities if mask is None or run.masks is None else run.masks.apply(probabilities, mask)
         _join(context, block, torch.bmm(kept, _split(v, block, run.heads)), scale_of(mask))

@@ -22,6 +22,7 @@ from rxtone.model.engine.plan import Linear
 
 _aten = torch.ops.aten
 _ONEDNN_BF16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()  # a CPU with AVX2 alone has no such kernels
+_SOFTMAX_STEP, _TAIL = 32, 8  # keys that the CPU's kernel takes at once, and how many more are too many
 _FUSED = {"gelu_new": ("gelu", "tanh"), "gelu": ("gelu", "none"), "relu": ("relu", "")}
 
 
@@ -92,9 +93,16 @@ def norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     """T5's norm: x / sqrt(mean(x**2) + epsilon) * weight, over the last dimension, in the dtype of the weight."""
     if x.dtype is torch.float64:
         return _norm_double(x, weight, epsilon)
-    if x.dtype is not weight.dtype:  # the residual stream beside fp16 weights
+    if x.is_cuda or torch.is_grad_enabled():  # the decoder's few rows are left to autograd
         return F.rms_norm(x, (x.shape[-1],), weight.to(x.dtype), epsilon).to(weight.dtype)
-    return F.rms_norm(x, (x.shape[-1],), weight, epsilon)
+    wide = x.float()  # torch has no kernel of this norm for CPUs and makes eight passes
+    return torch.mul(wide, _inverse(wide, epsilon)).mul_(weight.float()).to(weight.dtype)
+
+
+def _inverse(x: Tensor, epsilon: float) -> Tensor:
+    """1 / sqrt(mean(x**2) + epsilon) of every row, (rows, 1) fp32."""
+    square = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32).square_()
+    return _tensor(square.div_(x.shape[-1]).add_(epsilon).rsqrt_())
 
 
 def _norm_double(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
@@ -134,8 +142,7 @@ def norm_backward(grad: Tensor, x: Tensor, weight: Tensor, epsilon: float, onto:
         _, inverse = _aten._fused_rms_norm(x, [width], weight, epsilon)
         (out, _) = _aten._fused_rms_norm_backward(grad, x, [width], inverse, weight, [True, False])
         return _tensor(out) if onto is None else _tensor(out).add_(onto)
-    square = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32).square_().div_(width)
-    inverse = square.add_(epsilon).rsqrt_()
+    inverse = _inverse(x, epsilon)
     zero = torch.zeros_like(inverse)
     out, _, _ = _aten.native_layer_norm_backward(
         grad, x, [width], zero, inverse, weight.float(), None, [True, False, False]
@@ -144,6 +151,24 @@ def norm_backward(grad: Tensor, x: Tensor, weight: Tensor, epsilon: float, onto:
     if onto is not None:
         out.add_(onto)
     return out.add_(row.to(out.dtype))  # type: ignore[no-any-return]
+
+
+def softmax(scores: Tensor) -> Tensor:
+    """Softmax over the last dimension.
+
+    On CPUs torch's kernel for half precision goes through what a row has beyond a multiple of 32 one by one: up to
+    that many numbers cost more than those before them, and two casts cost less.
+
+    Args:
+        scores: (..., keys).
+
+    Returns:
+        Same shape and dtype.
+    """
+    slow = scores.device.type == "cpu" and scores.dtype.itemsize == 2 and scores.shape[-1] % _SOFTMAX_STEP >= _TAIL
+    if slow:
+        return torch.softmax(scores, -1, dtype=torch.float32).to(scores.dtype)
+    return torch.softmax(scores, -1)
 
 
 def linear(x: Tensor, layer: Linear, masks: MaskSource | None) -> tuple[Tensor, AdapterTape | None]:
