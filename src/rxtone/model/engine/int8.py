@@ -131,22 +131,21 @@ def quantise_rows(x: Tensor, gain: Tensor | None = None, epsilon: float = 0.0) -
     Returns:
         Codes and scales, x (or its norm) ~ (codes - 128) * scales.
     """
-    rows, width = x.shape
-    codes = torch.empty(rows, width, dtype=torch.uint8)
-    scales = torch.empty(rows, 1, dtype=x.dtype)
-    step = max(1, _TILE // width)
+    width = x.shape[1]
     wide_gain = None if gain is None else gain.float()
-    wide = torch.empty(min(step, rows), width)
-    for start in range(0, rows, step):
-        part = x[start : start + step]
+    parts: list[tuple[Tensor, Tensor]] = []
+    for part in x.split(max(1, _TILE // width)):
+        wide = part.to(torch.float32, copy=True)
         inverse: Tensor | None = None
-        own = wide[: len(part)].copy_(part)
         if wide_gain is not None:
-            square = torch.linalg.vector_norm(part, dim=-1, keepdim=True, dtype=torch.float32).square_()
+            square = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_()
             inverse = square.div_(width).add_(epsilon).rsqrt_()
-            own.mul_(wide_gain)
-        codes[start : start + step], scales[start : start + step] = _codes(own, inverse)
-    return Int8Rows(codes, scales)
+            wide.mul_(wide_gain)
+        parts.append(_codes(wide, inverse))
+    if len(parts) == 1:
+        return Int8Rows(parts[0][0], parts[0][1].to(x.dtype))
+    codes, scales = zip(*parts, strict=True)
+    return Int8Rows(torch.cat(codes), torch.cat(scales).to(x.dtype))
 
 
 def _codes(wide: Tensor, inverse: Tensor | None) -> tuple[Tensor, Tensor]:
