@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from rxtone.errors import ModelError, RecipeError
 from rxtone.model.base import DTYPES
-from rxtone.model.onnx_graph import HEAD, build_label_graph
+from rxtone.model.onnx_graph import FOLDED, HEAD, build_label_graph
 from rxtone.model.runtimes import ONNX_FILE, Format, vocabulary
 
 if TYPE_CHECKING:
@@ -154,6 +154,7 @@ def _write_onnx(
         return
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
+    folded = [node.name for node in graph.graph.node if node.name.endswith(FOLDED)]
     full = folder / "fp32.onnx"
     onnx.save(graph, str(full), save_as_external_data=large, location="fp32.onnx.data")
     logging.getLogger().disabled, before = True, logging.getLogger().disabled
@@ -161,7 +162,7 @@ def _write_onnx(
         quantize_dynamic(
             full, path, op_types_to_quantize=["MatMul"], per_channel=True, weight_type=QuantType.QInt8,
             reduce_range=True,  # 7 bits: with 8, sums saturate on CPUs without 8-bit dot products
-            nodes_to_exclude=[HEAD, "sums"], use_external_data_format=large,
+            nodes_to_exclude=[HEAD, "sums", *folded], use_external_data_format=large,
             extra_options={"MatMulConstBOnly": True},
         )  # fmt: skip
     finally:
