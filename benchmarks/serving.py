@@ -150,7 +150,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                 rates[name].append(rate)
     ratios = [b / a for b, a in zip(rates["batched"], rates["one by one"], strict=True)]
     return {
-        "precision": options.precision or classifier.spec.precision,
+        "precision": classifier.precision,
         "cores": len(os.sched_getaffinity(0)),
         "reviews": len(rows),
         "tokens": {"median": statistics.median(tokens), "mean": statistics.mean(tokens), "max": max(tokens)},

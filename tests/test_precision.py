@@ -31,6 +31,7 @@ def test_a_run_in_bf16_is_loaded_in_fp32_where_bf16_is_only_emulated(
     for module in ("rxtone.loading", "rxtone.model.base"):
         monkeypatch.setattr(f"{module}.native_bf16", lambda device: native)
     assert rxtone.load(run, device="cpu").model.dtype == expected
+    assert rxtone.load(run, device="cpu").precision == ("bf16" if native else "fp32")
     assert rxtone.load(run, device="cpu", precision="bf16").model.dtype == torch.bfloat16  # who asks for it has it
 
 
@@ -51,6 +52,7 @@ def test_int8_answers_like_the_run_itself(tiny_run: Path, tiny_table: Path) -> N
     own, eight = rxtone.load(tiny_run), rxtone.load(tiny_run, precision="int8")
     assert isinstance(eight.scorer, Engine)
     assert eight.scorer.is_int8
+    assert [own.precision, eight.precision] == [own.spec.precision, "int8"]
     reviews = rxtone.read_reviews(own, tiny_table, labelled=False)
     change = precision_change(eight, own, reviews)
     assert change["reviews"] == 240

@@ -12,10 +12,9 @@ import torch
 from rxtone.data.prompts import PromptBuilder
 from rxtone.data.reviews import Review
 from rxtone.errors import DataError, ModelError
-from rxtone.model.base import (
-    token_id,
-)
+from rxtone.model.base import DTYPES, token_id
 from rxtone.model.batches import ReviewDataset
+from rxtone.model.engine import Engine
 from rxtone.model.ensemble import Ensemble
 from rxtone.model.runtimes import ExportedModel
 from rxtone.model.scoring import (
@@ -110,6 +109,22 @@ class Classifier:
     def ordered(self) -> bool:
         """Whether the labels stand in order."""
         return in_order(self.spec.label_rule, ordered=self.spec.ordered)
+
+    @property
+    def precision(self) -> str:
+        """What it computes in.
+
+        `fp32`, `bf16` or `fp16`: the dtype of the weights; `int8` where the linear maps, or an export's weights, have 8
+        bits; `8bit` or `4bit` on a quantised base.
+        """
+        if isinstance(self.model, ExportedModel):
+            return self.model.precision
+        if isinstance(self.scorer, Engine) and self.scorer.is_int8:
+            return "int8"
+        if any(not parameter.is_floating_point() for parameter in self.model.parameters()):
+            return self.spec.precision
+        dtype = next(self.model.parameters()).dtype
+        return next(name for name, known in DTYPES.items() if known is dtype)
 
     def predict(
         self,

@@ -90,6 +90,16 @@ def test_lower_precision_is_near_and_not_the_same(tmp_path, form, precision):
     assert 1e-6 < change < 0.1
 
 
+@pytest.mark.parametrize("form", ["ctranslate2", "onnx"])
+def test_in_8_bits_a_review_has_the_scores_that_it_has_alone(tmp_path, form):
+    """ONNX Runtime scales the activations of a whole batch by one number, which the largest of any review decides."""
+    runtime = exported(tiny_t5(), tmp_path / "out", form, "int8", SINGLE)
+    data = dataset()
+    alone = np.concatenate([runtime.score(ReviewDataset([prompt.tolist()]), 1) for prompt in data.prompts])
+    for batch_size in (1, 2, 6):
+        assert np.abs(probabilities(runtime.score(data, batch_size)) - probabilities(alone)).max() < 1e-6
+
+
 def test_int8_stays_near_on_a_processor_without_8_bit_dot_products(tmp_path, monkeypatch):
     """There CTranslate2's 8-bit sums saturate; ONNX Runtime's would with weights of 8 bits."""
     import onnx

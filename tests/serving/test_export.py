@@ -41,6 +41,7 @@ def test_an_export_is_loaded_as_a_run_is(tiny_run, tmp_path, reviews, form, prec
     classifier, run = rxtone.load(out), load(tiny_run)
     assert isinstance(classifier.model, ExportedModel) == (form != "merged")
     assert classifier.labels == run.labels
+    assert classifier.precision == precision
     # What the report says is what a user gets.
     got, expected = classifier.predict(reviews), run.predict(reviews)
     pairs = zip(got, expected, strict=True)

@@ -6,7 +6,9 @@ An exported folder holds `export.json` (what it is), the tokenizer and `classifi
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -68,6 +70,7 @@ class ExportedModel(torch.nn.Module):
     ) -> None:
         super().__init__()
         self.digest = digest
+        self.precision = record.precision
         self.config = SimpleNamespace(
             pad_token_id=record.pad, eos_token_id=record.eos, decoder_start_token_id=record.start
         )
@@ -176,23 +179,40 @@ def _open_onnx(
 ) -> Callable[[Sequence[Sequence[int]]], np.ndarray]:
     import onnxruntime
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3
-    try:
-        session = onnxruntime.InferenceSession(str(folder / ONNX_FILE), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # its exceptions share no base but this
-        raise ValueError(str(error)) from None
+    threads = torch.get_num_threads()
 
-    def score_batch(prompts: Sequence[Sequence[int]]) -> np.ndarray:
+    def session(count: int) -> Any:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = count
+        options.log_severity_level = 3
+        try:
+            return onnxruntime.InferenceSession(str(folder / ONNX_FILE), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # its exceptions share no base but this
+            raise ValueError(str(error)) from None
+
+    # All threads on one review answer soonest, a review on each thread gets most done. Each way wants a pool of its
+    # own, and with it the weights again. Not made when first needed: another export may lie in the folder by then.
+    wide = session(threads)
+    narrow = wide if threads == 1 else session(1)
+
+    def score_piece(runner: Any, prompts: Sequence[Sequence[int]]) -> np.ndarray:
         longest = max(len(prompt) for prompt in prompts)
         ids = np.full((len(prompts), longest), record.pad, np.int64)
         mask = np.zeros_like(ids)
         for row, prompt in enumerate(prompts):
             ids[row, : len(prompt)] = prompt
             mask[row, : len(prompt)] = 1
-        scores: np.ndarray = session.run(["scores"], {"input_ids": ids, "attention_mask": mask})[0]
+        scores: np.ndarray = runner.run(["scores"], {"input_ids": ids, "attention_mask": mask})[0]
         return scores
+
+    def score_batch(prompts: Sequence[Sequence[int]]) -> np.ndarray:
+        # 8-bit activations share one scale per tensor: beside others a review would get other scores than alone.
+        size = 1 if record.precision == "int8" else -(-len(prompts) // threads)
+        pieces = [prompts[start : start + size] for start in range(0, len(prompts), size)]
+        if len(pieces) == 1:
+            return score_piece(wide, pieces[0])
+        with ThreadPoolExecutor(threads) as crew:
+            return np.concatenate(list(crew.map(partial(score_piece, narrow), pieces)))
 
     return score_batch
 

@@ -157,7 +157,7 @@ def _facts(served: Served) -> dict[str, Any]:
         "truncation": spec.prompt.truncation,
         "min_confidence": served.min_confidence if served.min_confidence is not None else policy.min_confidence,
         "base": str(spec.base.get("name")).rpartition("/")[2],
-        "precision": spec.precision,
+        "precision": served.classifier.precision,
         "loaded": served.loaded,
         "shared_bytes": served.shared_bytes,
     }
