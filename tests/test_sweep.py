@@ -380,6 +380,12 @@ def test_options_that_make_no_sense_are_refused(options, message):
     assert message in str(result.exception)
 
 
+def test_who_trains_together_on_a_cpu_is_told_that_it_is_slower():
+    result = CliRunner().invoke(app, ["sweep", "no-such-space", "--together", "2"])
+    assert "settings train faster one after another" in result.stderr
+    assert isinstance(result.exception, RecipeError)
+
+
 def test_a_storage_that_cannot_be_opened_is_told(tiny_base, tiny_table, tmp_path):
     with pytest.raises(RecipeError, match=r"--storage nonsense://x: cannot be opened: .* such as sqlite:///study\.db"):
         list(sweep(space(), recipe(tiny_base, tiny_table), tmp_path / "study", storage="nonsense://x"))

@@ -34,7 +34,7 @@ def sweep(
 ) -> None:
     """Find the best settings: search SPACE, confirm the best few, write best.yaml. Repeat the command to resume."""
     from rxtone.config import load_recipe
-    from rxtone.model.base import quiet_transformers
+    from rxtone.model.base import default_device, quiet_transformers
     from rxtone.model.host import prepare_host
     from rxtone.progress_sweep import results_table, show_sweep
     from rxtone.space import load_space
@@ -47,6 +47,8 @@ def sweep(
         raise RecipeError(msg)
     quiet_transformers()
     prepare_host()
+    if together > 1 and default_device().type == "cpu":
+        print("note: on a CPU settings train faster one after another, without --together", file=sys.stderr)
     found = load_space(space)
     if not confirm:
         found = found.model_copy(update={"confirm": None})
