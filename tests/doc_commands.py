@@ -28,6 +28,7 @@ NOT_RUN = {
         "minutes of an idle machine: `python -m benchmarks --quick` counts the same work",
     ),
     "python -m benchmarks.gpu": "needs a GPU",
+    "python -m benchmarks.together": "ten minutes of an idle machine: tests/benchmarks/test_together.py, in the small",
     "make reproduce": "the hub and hours: tests/test_reproduce.py makes its page in the small",
     # CI installs the same extras with pip (`make setup`); tests/test_supply_chain.py reads the lock.
     "pip install --constraint constraints.txt torch": "installs",

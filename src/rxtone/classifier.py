@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from rxtone.data.prompts import PromptBuilder
+from rxtone.data.prompts import Prompt, PromptBuilder
 from rxtone.data.reviews import Review
 from rxtone.errors import DataError, ModelError
 from rxtone.model.base import DTYPES, token_id
@@ -146,7 +146,23 @@ class Classifier:
         Raises:
             DataError: If a mapping has none of the fields, or a field this classifier does not know.
         """
-        scores = self.score([self.as_review(review) for review in reviews], batch_size=batch_size)
+        prompts = self.prompts.build_many([self.as_review(review) for review in reviews])
+        return self.predict_prompts(prompts, batch_size=batch_size, min_confidence=min_confidence)
+
+    def predict_prompts(
+        self, prompts: Sequence[Prompt], *, batch_size: int = 32, min_confidence: float | None = None
+    ) -> list[Prediction]:
+        """Label reviews whose prompts are made already, by `prompts.build_many`.
+
+        Args:
+            prompts: Of this classifier's own builder.
+            batch_size: Reviews per batch.
+            min_confidence: See `predict`.
+
+        Returns:
+            One prediction per prompt, in order.
+        """
+        scores = self._score(prompts, batch_size)
         if not len(scores.log_probs):
             return []
         policy = self.policy if min_confidence is None else replace(self.policy, min_confidence=min_confidence)
@@ -234,7 +250,9 @@ class Classifier:
 
     def score(self, reviews: Sequence[Review], *, batch_size: int = 32) -> Scores:
         """Log-probabilities of all labels for n reviews (see `Scores`)."""
-        prompts = self.prompts.build_many(reviews)
+        return self._score(self.prompts.build_many(reviews), batch_size)
+
+    def _score(self, prompts: Sequence[Prompt], batch_size: int) -> Scores:
         return Scores(
             self.score_ids([prompt.ids for prompt in prompts], batch_size=batch_size),
             np.array([prompt.truncated for prompt in prompts], dtype=bool),

@@ -7,9 +7,15 @@ from serving_tools import altered_run
 import rxtone
 from rxtone.model.engine import Engine
 from rxtone.serving.limits import RequestError
-from rxtone.serving.models import ModelPool, run_names, share_weights
+from rxtone.serving.models import ModelPool, Served, run_names, share_weights
 
 TEXT = "the pill was great for me"
+
+
+def answer(served: Served) -> list[rxtone.Prediction]:
+    """To one review, from its prompt, as the queue asks for it."""
+    classifier = served.classifier
+    return served.predict(classifier.prompts.build_many([classifier.as_review(TEXT)]))
 
 
 def test_names() -> None:
@@ -21,8 +27,7 @@ def test_names() -> None:
 def test_runs_answer_as_when_loaded_alone_and_share_what_is_equal(tiny_run: Path, second_run: Path) -> None:
     pool = ModelPool([str(tiny_run), str(second_run)], rxtone.load)
     for run, name in ((tiny_run, "tiny"), (second_run, "other")):
-        review = pool.get(name).classifier.as_review(TEXT)
-        assert pool.get(name).predict([review]) == rxtone.load(run).predict([TEXT])
+        assert answer(pool.get(name)) == rxtone.load(run).predict([TEXT])
     first, second = (pool.get(name).classifier.model for name in pool.names())
     assert isinstance(first, torch.nn.Module)
     assert isinstance(second, torch.nn.Module)
@@ -68,9 +73,8 @@ def test_a_changed_folder_is_reloaded_when_it_is_still(tiny_run: Path, tmp_path:
     after = pool.get()
     assert after is not before
     assert pool.reloads == 1
-    review = before.classifier.as_review(TEXT)
-    assert after.predict([review]) == rxtone.load(run).predict([TEXT])
-    assert after.predict([review]) != before.predict([review])
+    assert answer(after) == rxtone.load(run).predict([TEXT])
+    assert answer(after) != answer(before)
 
 
 def test_a_broken_change_leaves_the_old_one_in_service(
@@ -78,7 +82,7 @@ def test_a_broken_change_leaves_the_old_one_in_service(
 ) -> None:
     run = altered_run(tiny_run, tmp_path / "live", scale=1.0)
     pool = ModelPool([str(run)], rxtone.load)
-    before = pool.get().predict([pool.get().classifier.as_review(TEXT)])
+    before = answer(pool.get())
     weights = run / "adapter" / "adapter_model.safetensors"
     good = weights.read_bytes()
     weights.write_bytes(b"no tensors")
@@ -86,7 +90,7 @@ def test_a_broken_change_leaves_the_old_one_in_service(
         pool.refresh()
     assert (pool.reloads, pool.failed_reloads) == (0, 1)  # tried once, not for ever
     assert "run live changed but cannot be loaded, the old one is served on" in caplog.text
-    assert pool.get().predict([pool.get().classifier.as_review(TEXT)]) == before
+    assert answer(pool.get()) == before
     weights.write_bytes(good)
     for _ in range(2):
         pool.refresh()
@@ -117,8 +121,7 @@ def test_the_watcher_looks_by_itself(tiny_run: Path, tmp_path: Path) -> None:
 
 def test_below_the_least_confidence_it_holds_back(tiny_run: Path) -> None:
     certain = ModelPool([str(tiny_run)], rxtone.load).get()
-    review = certain.classifier.as_review(TEXT)
-    score = max(certain.predict([review])[0].probabilities.values())
+    score = max(answer(certain)[0].probabilities.values())
     for least, abstained in ((score - 1e-6, False), (score + 1e-6, True)):
         served = ModelPool([str(tiny_run)], rxtone.load, min_confidence=least).get()
-        assert served.predict([review])[0].abstained is abstained
+        assert answer(served)[0].abstained is abstained

@@ -11,6 +11,7 @@ from transformers import T5Config
 
 import rxtone
 from rxtone.classifier import Prediction
+from rxtone.data.prompts import PromptBuilder
 from rxtone.explain import explain
 from rxtone.serving.api import create_app, scored_labels
 from rxtone.serving.limits import Limits
@@ -61,6 +62,16 @@ def test_a_list_keeps_its_order(app_client: TestClient, classifier: rxtone.Class
     texts = ["great pill", "awful useless pill and pain", "average"]
     answer = app_client.post("/predict?top_k=1", json=[texts[0], {"text": texts[1]}, texts[2]]).json()
     assert [[item["label"] for item in one] for one in answer] == [[p.label] for p in classifier.predict(texts)]
+
+
+def test_a_review_is_made_into_tokens_once(app_client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its tokens say how long it will take, and are what is computed."""
+    build, built = PromptBuilder.build_many, []
+    monkeypatch.setattr(
+        PromptBuilder, "build_many", lambda self, reviews: built.append(len(reviews)) or build(self, reviews)
+    )
+    assert app_client.post("/predict", json=[TEXT, TEXT]).status_code == 200
+    assert built == [2]
 
 
 def test_the_run_is_chosen_per_request(app_client: TestClient, second_run: Path) -> None:

@@ -14,7 +14,7 @@ import time
 from collections import deque
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from rxtone.serving.limits import Limits, RequestError
 
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from rxtone.classifier import Prediction
-    from rxtone.data.reviews import Review
+
+Item = TypeVar("Item", contravariant=True)
 
 SMOOTHING = 0.2
 """Weight of the newest batch in the running estimate of seconds per token."""
@@ -30,11 +31,11 @@ SMOOTHING = 0.2
 logger = logging.getLogger("rxtone.serving")
 
 
-class Predictor(Protocol):
-    """What the batcher needs of a classifier."""
+class Predictor(Protocol[Item]):
+    """What the batcher needs of who computes."""
 
-    def predict(self, reviews: Sequence[Review]) -> list[Prediction]:
-        """Predictions of reviews, in order."""
+    def predict(self, items: Sequence[Item], /) -> list[Prediction]:
+        """Predictions of reviews, in order, from what stands for each of them."""
         ...
 
 
@@ -44,13 +45,13 @@ class Job:
 
     Attributes:
         model: Who computes it.
-        reviews: Its n reviews.
+        items: What the model takes for each of its n reviews.
         tokens: Prompt length of each.
         future: Resolves to n predictions; cancelling it drops what is not computed yet.
     """
 
-    model: Predictor
-    reviews: list[Review]
+    model: Predictor[Any]
+    items: Sequence[Any]
     tokens: list[int]
     future: Future[list[Prediction]] = field(default_factory=Future)
     taken: int = 0
@@ -75,12 +76,12 @@ class Batcher:
         self._thread = threading.Thread(target=self._work, name="rxtone-batcher", daemon=True)
         self._thread.start()
 
-    def submit(self, model: Predictor, reviews: list[Review], tokens: list[int]) -> Job:
+    def submit(self, model: Predictor[Item], items: Sequence[Item], tokens: list[int]) -> Job:
         """Admit a request.
 
         Args:
             model: Who computes it.
-            reviews: At least one review.
+            items: What the model takes for each review, such as its prompt; at least one.
             tokens: Prompt length of each.
 
         Returns:
@@ -89,7 +90,7 @@ class Batcher:
         Raises:
             RequestError: 429 when too much waits already, 503 when the server is closing.
         """
-        job = Job(model, reviews, tokens)
+        job = Job(model, items, tokens)
         with self._changed:
             self._refuse_if_full()
             self._jobs.append(job)
@@ -136,7 +137,7 @@ class Batcher:
             raise RequestError(429, "busy", message, max(1, math.ceil(wait)))
 
     def _waiting(self) -> int:
-        return sum(len(job.reviews) - job.taken for job in self._jobs if not job.future.cancelled())
+        return sum(len(job.items) - job.taken for job in self._jobs if not job.future.cancelled())
 
     def _expected_wait(self) -> float:
         left = sum(sum(job.tokens[job.taken :]) for job in self._jobs if not job.future.cancelled())
@@ -173,9 +174,9 @@ class Batcher:
                     break
                 batch.append((job, job.taken))
                 job.taken += 1
-            ours = [job for job in ours if job.taken < len(job.reviews)]
+            ours = [job for job in ours if job.taken < len(job.items)]
         touched = {id(job) for job, _ in batch}
-        left = [job for job in self._jobs if job.taken < len(job.reviews)]
+        left = [job for job in self._jobs if job.taken < len(job.items)]
         # Who had a turn queues up again behind who had none.
         self._jobs = deque(sorted(left, key=lambda job: id(job) in touched))
         return batch
@@ -183,7 +184,7 @@ class Batcher:
     def _compute(self, batch: list[tuple[Job, int]]) -> None:
         started = time.perf_counter()
         try:
-            predictions = batch[0][0].model.predict([job.reviews[index] for job, index in batch])
+            predictions = batch[0][0].model.predict([job.items[index] for job, index in batch])
         except Exception as error:  # whatever the model throws belongs to a request, not to the thread
             if len(batch) > 1:  # one bad review must not take the others with it
                 for unit in batch:
@@ -201,8 +202,8 @@ class Batcher:
             self._seconds_per_token = newest if not known else known + SMOOTHING * (newest - known)
         for (job, index), prediction in zip(batch, predictions, strict=True):
             job.answers[index] = prediction
-            if len(job.answers) == len(job.reviews):
+            if len(job.answers) == len(job.items):
                 with contextlib.suppress(InvalidStateError):  # its client may have gone this instant
-                    job.future.set_result([job.answers[i] for i in range(len(job.reviews))])
+                    job.future.set_result([job.answers[i] for i in range(len(job.items))])
         if self._observe is not None:
             self._observe(len(batch), tokens, seconds)

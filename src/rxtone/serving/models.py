@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from rxtone.classifier import Classifier, Prediction
-    from rxtone.data.reviews import Review
+    from rxtone.data.prompts import Prompt
 
 WATCHED = {".json", ".safetensors", ".bin", ".onnx", ".model"}
 """Suffixes of the files that make up a classifier; the model card may change freely."""
@@ -55,9 +55,11 @@ class Served:
     shared_bytes: int
     min_confidence: float | None
 
-    def predict(self, reviews: Sequence[Review]) -> list[Prediction]:
+    def predict(self, prompts: Sequence[Prompt]) -> list[Prediction]:
         """Predictions in order, `abstained` set where the run or the server is to hold back."""
-        return self.classifier.predict(reviews, batch_size=max(1, len(reviews)), min_confidence=self.min_confidence)
+        return self.classifier.predict_prompts(
+            prompts, batch_size=max(1, len(prompts)), min_confidence=self.min_confidence
+        )
 
 
 class ModelPool:

@@ -41,7 +41,7 @@ class Explainer:
 
     def predict(self, reviews: Sequence[Review]) -> list[Prediction]:
         """Predictions of reviews; each is explained, too."""
-        predictions = self.served.predict(reviews)
+        predictions = self.served.predict(self.served.classifier.prompts.build_many(reviews))
         self.found += [explain(self.served.classifier, review) for review in reviews]
         return predictions
 
@@ -172,15 +172,12 @@ class Service:
     async def _compute(self, served: Served, reviews: list[Review]) -> list[Prediction]:
         if not reviews:
             return []
+        build = served.classifier.prompts.build_many
         chars = sum(len(review.text or "") + sum(len(text) for _, text in review.fields) for review in reviews)
         if chars <= INLINE_CHARS:
-            tokens = _tokens(served, reviews)
+            prompts = build(reviews)
         else:
-            tokens = await asyncio.to_thread(_tokens, served, reviews)
-        job = self.batcher.submit(served, reviews, tokens)
+            prompts = await asyncio.to_thread(build, reviews)
+        job = self.batcher.submit(served, prompts, [len(prompt.ids) for prompt in prompts])
         # Cancelling the wait cancels the job: work of a gone client is not computed.
         return await asyncio.wrap_future(job.future)
-
-
-def _tokens(served: Served, reviews: list[Review]) -> list[int]:
-    return [len(prompt.ids) for prompt in served.classifier.prompts.build_many(reviews)]
