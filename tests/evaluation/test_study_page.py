@@ -81,6 +81,14 @@ def test_the_page_shows_all_and_runs_nothing():
     assert "70.0%" not in alone  # without a rival there is no chance of being best
 
 
+def test_a_choice_among_mappings_is_shown_by_their_names():
+    tasks = "{effectiveness: {column: effect, template: How well}, pain: {column: pain}}"
+    columns = [pl.Series("lora.target_modules", ["{}"] * 8 + [tasks] * 8)]
+    page = render_study(context(), table().with_columns(columns))
+    assert "effectiveness + pain" in page
+    assert "How well" not in page
+
+
 @pytest.mark.parametrize("rows", [0, 1])
 def test_a_study_that_has_hardly_begun_has_a_page(rows):
     page = render_study(context(), table().head(rows))

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from rxtone.evaluation import plots, study_plots
 from rxtone.evaluation.report import page_environment
+from rxtone.space import shown
 
 RESAMPLES = 30
 LEAST_TRIALS = 6
@@ -56,7 +57,7 @@ def render_study(context: StudyContext, table: pl.DataFrame) -> str:
     front = pareto(done) if done.height else []
     best = done.sort("macro_f1", "number", descending=[True, False]).row(0, named=True) if done.height else None
     environment = page_environment()
-    environment.filters["setting"] = lambda value: f"{value:.4g}" if isinstance(value, float) else str(value)
+    environment.filters["setting"] = lambda value: f"{value:.4g}" if isinstance(value, float) else shown(value)
     return environment.get_template("study.html.j2").render(
         context=context,
         counts={state: int((table["state"] == state).sum()) for state in ("complete", "pruned", "failed")}
@@ -146,7 +147,9 @@ def _pictures(
     front: list[bool],
 ) -> dict[str, Any]:
     values = done["macro_f1"].to_list()
-    columns = {key: done[key].to_list() for key in context["keys"]}
+    columns = {
+        key: [shown(value) if isinstance(value, str) else value for value in done[key]] for key in context["keys"]
+    }
     best = int(np.argmax(table["macro_f1"].fill_null(-1.0).to_numpy()))
     pictures: dict[str, Any] = {
         "history": _svg(study_plots.history_figure(done["number"].to_list(), values), "history", "Macro-F1 by trial"),
