@@ -56,8 +56,9 @@ def test_int8_answers_like_the_run_itself(tiny_run: Path, tiny_table: Path) -> N
     reviews = rxtone.read_reviews(own, tiny_table, labelled=False)
     change = precision_change(eight, own, reviews)
     assert change["reviews"] == 240
-    assert 0 < change["mean"] < 0.02
-    assert change["flips"] <= 5  # four seeds of the training gave 0 to 4, and largest changes from 0.02 to 0.30
+    assert 0 < change["mean"] < 0.005
+    assert change["largest"] < 0.1  # 0.07; other seeds of the training give 0.02 to 0.30
+    assert change["flips"] <= 1
     again = replan(eight.scorer)
     assert isinstance(again, Engine)
     assert again.is_int8

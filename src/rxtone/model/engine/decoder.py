@@ -31,7 +31,8 @@ from torch.autograd.function import once_differentiable
 from rxtone.model.engine.dropout import Mask, MaskSource
 from rxtone.model.engine.encoder import Pass, feed_forward, taken
 from rxtone.model.engine.layout import relative_bias
-from rxtone.model.engine.ops import drop, linear, linear_backward, masked, norm, norm_backward, scale_of
+from rxtone.model.engine.norms import norm, norm_backward
+from rxtone.model.engine.ops import drop, linear, linear_backward, masked, scale_of
 from rxtone.model.engine.plan import Adapter, Attention, Linear, Weights
 
 

@@ -26,6 +26,7 @@ from rxtone.model.engine import int8
 from rxtone.model.engine.activations import activate, activate_backward, gated, gated_backward
 from rxtone.model.engine.dropout import Mask, MaskSource
 from rxtone.model.engine.layout import Block
+from rxtone.model.engine.norms import norm, norm_backward
 from rxtone.model.engine.ops import (
     AdapterTape,
     activated_linear,
@@ -33,8 +34,6 @@ from rxtone.model.engine.ops import (
     linear,
     linear_backward,
     masked,
-    norm,
-    norm_backward,
     normed_linears,
     scale_of,
     softmax,

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from rxtone.model.engine.activations import activate, gated
+from rxtone.model.engine.norms import inverse_rms
 from rxtone.model.engine.plan import Attention, DecoderLayer, EncoderLayer, FeedForward, Linear, Weights
 
 _LEVELS = 127
@@ -131,15 +132,13 @@ def quantise_rows(x: Tensor, gain: Tensor | None = None, epsilon: float = 0.0) -
     Returns:
         Codes and scales, x (or its norm) ~ (codes - 128) * scales.
     """
-    width = x.shape[1]
     wide_gain = None if gain is None else gain.float()
     parts: list[tuple[Tensor, Tensor]] = []
-    for part in x.split(max(1, _TILE // width)):
+    for part in x.split(max(1, _TILE // x.shape[1])):
         wide = part.to(torch.float32, copy=True)
         inverse: Tensor | None = None
         if wide_gain is not None:
-            square = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_()
-            inverse = square.div_(width).add_(epsilon).rsqrt_()
+            inverse = inverse_rms(wide, epsilon)
             wide.mul_(wide_gain)
         parts.append(_codes(wide, inverse))
     if len(parts) == 1:

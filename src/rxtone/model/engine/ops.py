@@ -1,4 +1,4 @@
-"""What all sublayers share, forward and hand-written backward: norm and adapted linear map.
+"""What all sublayers share, forward and hand-written backward: dropout, softmax and the adapted linear map.
 
 Why by hand: autograd would keep every intermediate (the masked input of each adapter, both sides of each
 product, fp32 copies inside the norms) and write each gradient to a tensor of its own. Here a sublayer keeps
@@ -12,15 +12,14 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - the customary name
 from torch import Tensor
 
 from rxtone.model.engine.activations import activate
 from rxtone.model.engine.dropout import Mask, MaskSource
 from rxtone.model.engine.int8 import matmul, quantise_rows
+from rxtone.model.engine.norms import norm
 from rxtone.model.engine.plan import Linear
 
-_aten = torch.ops.aten
 _ONEDNN_BF16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()  # a CPU with AVX2 alone has no such kernels
 _SOFTMAX_STEP, _TAIL = 32, 8  # keys that the CPU's kernel takes at once, and how many more are too many
 _FUSED = {"gelu_new": ("gelu", "tanh"), "gelu": ("gelu", "none"), "relu": ("relu", "")}
@@ -87,70 +86,6 @@ def masked(masks: MaskSource | None, values: Tensor, mask: Mask | None, scale: f
     if scale == 1.0:
         return out
     return torch.mul(out, scale) if out is values else out.mul_(scale)
-
-
-def norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-    """T5's norm: x / sqrt(mean(x**2) + epsilon) * weight, over the last dimension, in the dtype of the weight."""
-    if x.dtype is torch.float64:
-        return _norm_double(x, weight, epsilon)
-    if x.is_cuda or torch.is_grad_enabled():  # the decoder's few rows are left to autograd
-        return F.rms_norm(x, (x.shape[-1],), weight.to(x.dtype), epsilon).to(weight.dtype)
-    wide = x.float()  # torch has no kernel of this norm for CPUs and makes eight passes
-    return torch.mul(wide, _inverse(wide, epsilon)).mul_(weight.float()).to(weight.dtype)
-
-
-def _inverse(x: Tensor, epsilon: float) -> Tensor:
-    """1 / sqrt(mean(x**2) + epsilon) of every row, (rows, 1) fp32."""
-    square = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32).square_()
-    return _tensor(square.div_(x.shape[-1]).add_(epsilon).rsqrt_())
-
-
-def _norm_double(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-    """T5 in transformers takes the mean of squares in fp32 whatever the dtype.
-
-    fp64 serves comparisons only, so it follows to the letter; a better mean would hide errors of this size.
-    """
-    return weight * (x * torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True) + epsilon))
-
-
-def norm_backward(grad: Tensor, x: Tensor, weight: Tensor, epsilon: float, onto: Tensor | None) -> Tensor:
-    """Gradient of ``norm`` with respect to x, added to another gradient.
-
-    With r = 1 / sqrt(mean(x**2) + epsilon), n = x * r and g = grad * weight, the gradient is r * (g - n *
-    mean(g * n)). torch has a fused backward of layer norm, r * (g - mean(g) - n * mean(g * n)) for n = (x -
-    mean) * r with mean and r as inputs: at mean = 0 it lacks r * mean(g), which is added. On a GPU torch has one of
-    this norm itself.
-
-    Args:
-        grad: Gradient at the norm's output (rows, width), in the dtype of the weight.
-        x: Input of the norm (rows, width).
-        weight: (width,).
-        epsilon: Of the norm.
-        onto: Gradient that reaches x around the norm (rows, width), unchanged; None for none.
-
-    Returns:
-        The sum of both gradients (rows, width).
-    """
-    if x.dtype is torch.float64:
-        with torch.enable_grad():
-            leaf = x.detach().requires_grad_()
-            (out,) = torch.autograd.grad(_norm_double(leaf, weight.detach(), epsilon), leaf, grad)
-        return out if onto is None else out.add_(onto)
-    grad, weight = grad.to(x.dtype), weight.to(x.dtype)
-    width = x.shape[-1]
-    if x.is_cuda:
-        _, inverse = _aten._fused_rms_norm(x, [width], weight, epsilon)
-        (out, _) = _aten._fused_rms_norm_backward(grad, x, [width], inverse, weight, [True, False])
-        return _tensor(out) if onto is None else _tensor(out).add_(onto)
-    inverse = _inverse(x, epsilon)
-    zero = torch.zeros_like(inverse)
-    out, _, _ = _aten.native_layer_norm_backward(
-        grad, x, [width], zero, inverse, weight.float(), None, [True, False, False]
-    )
-    row = (grad @ weight[:, None]).float().mul_(inverse).div_(width)
-    if onto is not None:
-        out.add_(onto)
-    return out.add_(row.to(out.dtype))  # type: ignore[no-any-return]
 
 
 def softmax(scores: Tensor) -> Tensor:
