@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from rxtone.errors import ModelError
 from rxtone.model.engine import flatten, unpad
 from rxtone.model.engine.core import label_rows
+from rxtone.model.engine.decoder import token_log_probs
 
 # PEFT asks transformers for a property that transformers 5.2x has renamed.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
@@ -329,3 +330,17 @@ def test_loss_under_dropout_has_the_references_distribution() -> None:
     assert error > 0
     assert abs(float(own.mean() - reference.mean())) < 4 * error
     assert 0.6 < float(own.std() / reference.std()) < 1.7
+
+
+def test_a_tokens_log_probability_has_the_slope_of_its_logits() -> None:
+    generator = torch.Generator().manual_seed(3)
+    hidden, head = (torch.randn(n, 6, dtype=torch.float64, generator=generator) for n in (5, 40))
+    tokens = torch.tensor([0, 39, 7, 7, 12])
+    expected = hidden.clone().requires_grad_()
+    (wanted := torch.log_softmax(expected @ head.t(), 1)[range(5), tokens]).square().sum().backward()
+    own = hidden.clone().requires_grad_()
+    (got := token_log_probs(own, head, tokens, torch.float64)).square().sum().backward()
+    assert (got - wanted).abs().max() < 1e-12
+    assert own.grad is not None
+    assert expected.grad is not None
+    assert (own.grad - expected.grad).abs().max() < 1e-12

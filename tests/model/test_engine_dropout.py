@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import T5Config, T5ForConditionalGeneration
 
 from rxtone.model.engine import Engine
-from rxtone.model.engine.dropout import Mask, TableMasks, threshold
+from rxtone.model.engine.dropout import DrawnMasks, Mask, MaskSource, TableMasks, threshold
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 
@@ -75,6 +75,19 @@ def test_same_seed_same_masks_and_backward_repeats_the_forward() -> None:
     in_place = values.clone()
     assert first.apply(in_place, masks[0], in_place=True).data_ptr() == in_place.data_ptr()
     assert torch.equal(in_place, results[0])
+
+
+@pytest.mark.parametrize("source", [TableMasks(1, CPU), DrawnMasks(CPU)], ids=["tables", "drawn"])
+def test_two_tensors_under_one_mask_lose_the_same_elements(source: MaskSource) -> None:
+    gradient, others = torch.randn(300_000), torch.randn(300_000)
+    before = others.clone()
+    mask = source.mask(gradient.numel(), torch.float32, 0.3)
+    expected = source.apply(gradient, mask), source.apply(others, mask)
+    kept = source.apply_to_both(gradient, others, mask)
+    assert torch.equal(gradient, expected[0])
+    assert torch.equal(kept, expected[1])
+    assert torch.equal(others, before)
+    assert source.apply_to_both(gradient, others, None) is others
 
 
 @pytest.mark.parametrize("rate", [-0.1, 1.0, float("nan")])

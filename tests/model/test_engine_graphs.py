@@ -65,7 +65,9 @@ def test_few_shapes_serve_many_batches() -> None:
 
 def test_the_fixed_layout_gathers_and_scatters_like_a_padded_batch() -> None:
     lengths = torch.tensor([3, 1, 4, 2])
-    (block,) = fixed_layout(lengths, 10, 5)
+    blocks = fixed_layout(lengths, 10, 5)
+    assert blocks.attention == blocks.cross
+    (block,) = blocks.cross
     rows = torch.arange(10.0)[:, None]
     grid = block.pad(rows, zero=True)[..., 0]
     assert grid.tolist() == [[0, 1, 2, 0, 0], [3, 0, 0, 0, 0], [4, 5, 6, 7, 0], [8, 9, 0, 0, 0]]

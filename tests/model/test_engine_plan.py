@@ -120,20 +120,27 @@ def test_layout_sorts_and_blocks_cover_every_row_once() -> None:
     assert [layout.order[i] for i in layout.inverse] == list(range(8))
     assert sorted(layout.tokens.tolist()) == list(range(sum(lengths)))
     assert layout.tokens[:3].tolist() == [7, 315, 316]  # review 1, then review 4, at their places
-    assert [(b.first, b.reviews, b.start, b.stop, b.length) for b in layout.blocks] == [
+    assert [(b.first, b.reviews, b.start, b.stop, b.length) for b in layout.blocks.attention] == [
         (0, 1, 0, 1, 1),
         (1, 1, 1, 3, 2),
         (2, 3, 3, 24, 7),
         (5, 2, 24, 105, 41),
         (7, 1, 105, 405, 300),
     ]
-    assert [b.padding is None for b in layout.blocks] == [True, True, True, False, True]
-    padded = layout.blocks[3]
+    assert [b.padding is None for b in layout.blocks.attention] == [True, True, True, False, True]
+    padded = layout.blocks.attention[3]
     rows = torch.arange(405.0)[:, None]
     assert padded.pad(rows, zero=True)[0, :, 0].tolist() == [*range(24, 64), 0]
     back = torch.zeros_like(rows)
     padded.unpad_to(back, padded.pad(rows), 2.0)
     assert torch.equal(back[24:105], 2 * rows[24:105])
+    # Blocks of cross-attention hold as many reviews as half again as many rows allow.
+    assert [(b.first, b.reviews, b.start, b.stop, b.length) for b in layout.blocks.cross] == [
+        (0, 2, 0, 3, 2),
+        (2, 3, 3, 24, 7),
+        (5, 2, 24, 105, 41),
+        (7, 1, 105, 405, 300),
+    ]
 
 
 @pytest.mark.parametrize("lengths", [[], [3, 0]])

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from rxtone.errors import ModelError
 from rxtone.model.batches import IGNORE
-from rxtone.model.engine.decoder import decode, dropped, embedded, final_norm
+from rxtone.model.engine.decoder import decode, dropped, embedded, final_norm, token_log_probs
 from rxtone.model.engine.dropout import DrawnMasks, MaskSource, TableMasks
 from rxtone.model.engine.encoder import Pass, attention, feed_forward
 from rxtone.model.engine.graphs import Graphs, filled
 from rxtone.model.engine.int8 import quantise, why_not
-from rxtone.model.engine.layout import Block, block_bias, plan_layout, relative_bias
+from rxtone.model.engine.layout import Blocks, block_bias, plan_layout, relative_bias
 from rxtone.model.engine.plan import Unsupported, Weights, read_weights
 from rxtone.model.engine.workers import side_by_side, workers_for
 
@@ -232,7 +232,7 @@ class Engine:
     def _run(
         self,
         kind: Hashable,
-        compute: Callable[[Engine, Tensor, tuple[Block, ...], Tensor | None], Tensor],
+        compute: Callable[[Engine, Tensor, Blocks, Tensor | None], Tensor],
         ids: Tensor,
         lengths: Sequence[int],
         targets: Tensor | None,
@@ -254,22 +254,20 @@ class Engine:
         out = compute(self, ids[layout.tokens], layout.blocks, ordered)
         return out[torch.tensor(layout.inverse, device=ids.device)]
 
-    def _target_log_probs(self, ids: Tensor, blocks: tuple[Block, ...], targets: Tensor | None) -> Tensor:
+    def _target_log_probs(self, ids: Tensor, blocks: Blocks, targets: Tensor | None) -> Tensor:
         """Log-probabilities (reviews, positions) of targets, 0 where there is none."""
         assert targets is not None
         wanted = targets != IGNORE
         inputs = targets[:, :-1].masked_fill(~wanted[:, :-1], self.weights.pad_token)
         start = torch.full_like(targets[:, :1], self.weights.start_token)
         hidden = self._hidden(ids, blocks, torch.cat([start, inputs], 1)[:, None, :])[:, 0]
-        log_probs = torch.log_softmax((hidden @ self.weights.head.detach().t()).to(self._wide), -1)
-        own = log_probs.gather(2, targets.masked_fill(~wanted, 0)[..., None])[..., 0]
-        return own.masked_fill(~wanted, 0.0)
+        tokens = targets.masked_fill(~wanted, 0)
+        own = token_log_probs(hidden.flatten(0, 1), self.weights.head.detach(), tokens.flatten(), self._wide)
+        return own.view(targets.shape).masked_fill(~wanted, 0.0)
 
-    def _label_scores(
-        self, ids: Tensor, blocks: tuple[Block, ...], targets: Tensor | None, *, labels: LabelRows
-    ) -> Tensor:
+    def _label_scores(self, ids: Tensor, blocks: Blocks, targets: Tensor | None, *, labels: LabelRows) -> Tensor:
         """Scores (reviews, labels); labels of several tokens have a decoder row each, with its own normalisers."""
-        reviews = blocks[-1].first + blocks[-1].reviews
+        reviews = blocks.cross[-1].first + blocks.cross[-1].reviews
         head = self.weights.head.detach()
         hidden = self._hidden(ids, blocks, labels.tokens.expand(reviews, -1, -1))
         if labels.single:
@@ -285,7 +283,7 @@ class Engine:
     def _wide(self) -> torch.dtype:
         return torch.float64 if self.weights.embedding.dtype is torch.float64 else torch.float32
 
-    def _hidden(self, ids: Tensor, blocks: tuple[Block, ...], tokens: Tensor) -> Tensor:
+    def _hidden(self, ids: Tensor, blocks: Blocks, tokens: Tensor) -> Tensor:
         """Decoder states (reviews, alternatives, positions, d_model) of decoder inputs `tokens`, in the blocks' order.
 
         Nothing here waits for the device, which a graph could not do.
@@ -293,12 +291,12 @@ class Engine:
         weights = self.weights
         bias = relative_bias(
             weights.encoder_bias,
-            max(block.length for block in blocks),
+            max(block.length for block in blocks.attention),
             bidirectional=True,
             buckets=weights.buckets,
             max_distance=weights.max_distance,
         )
-        biases = tuple(block_bias(bias, block) for block in blocks)
+        biases = tuple(block_bias(bias, block) for block in blocks.attention)
         rate = weights.rate if self.model.training else 0.0
         run = Pass(blocks, biases, weights.heads, weights.epsilon, rate, self._masks(ids.device))
         return decode(weights, self._encode(ids, run), tokens, run)

@@ -54,11 +54,11 @@ class _Drop(torch.autograd.Function):
 
 
 class _NormDrop(torch.autograd.Function):
-    """dropout(norm(x)): the end of a stack."""
+    """dropout(norm(x))."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, run: Pass) -> Tensor:
-        out, mask = drop(run.masks, norm(x, weight, run.epsilon), run.rate, in_place=True)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, run: Pass, rate: float) -> Tensor:
+        out, mask = drop(run.masks, norm(x, weight, run.epsilon), rate, in_place=True)
         ctx.tape = (x, weight, mask)
         ctx.run = run
         return out if scale_of(mask) == 1.0 else out.mul_(scale_of(mask))
@@ -69,7 +69,26 @@ class _NormDrop(torch.autograd.Function):
         x, weight, mask = taken(ctx)
         run: Pass = ctx.run
         scaled = masked(run.masks, grad, mask, scale_of(mask))
-        return norm_backward(scaled, x, weight, run.epsilon, None), None, None
+        return norm_backward(scaled, x, weight, run.epsilon, None), None, None, None
+
+
+class _TokenLogProbs(torch.autograd.Function):
+    """One token's log-probability per row. Its slope over the logits is the one-hot row less all probabilities."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, head: Tensor, tokens: Tensor, wide: torch.dtype) -> Tensor:
+        logits = (hidden @ head.t()).to(wide)
+        total = torch.logsumexp(logits, 1, keepdim=True)
+        ctx.tape = (logits, total, head, tokens)
+        return (logits.gather(1, tokens[:, None]) - total)[:, 0]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        logits, total, head, tokens = taken(ctx)
+        upper = grad[:, None]
+        slopes = logits.sub_(total).exp_().mul_(-upper).scatter_add_(1, tokens[:, None], upper)
+        return slopes.to(head.dtype) @ head, None, None, None
 
 
 class _AdaptedLinear(torch.autograd.Function):
@@ -105,39 +124,54 @@ class _AdapterDown(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         h, down, mask = taken(ctx)
         masks: MaskSource | None = ctx.masks
-        kept = h if masks is None else masks.apply(h, mask)
-        dh: Tensor | None = None
-        if ctx.needs_input_grad[0]:
-            dh = grad @ down.to(h.dtype)
-            if masks is not None:
-                masks.apply(dh, mask, in_place=True)
+        kept = h
+        dh = grad @ down.to(h.dtype) if ctx.needs_input_grad[0] else None
+        if masks is not None:
+            kept = masks.apply(h, mask) if dh is None else masks.apply_to_both(dh, h, mask)
         return dh, (grad.t() @ kept).to(down.dtype), None, None
+
+
+class _Padded(torch.autograd.Function):
+    """Flat rows as one padded tensor (reviews, length, d_model) for each block of cross-attention."""
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, run: Pass) -> tuple[Tensor, ...]:
+        ctx.run = run
+        ctx.rows = h.shape[0]
+        return tuple(block.pad(h) for block in run.blocks.cross)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        dh = grads[0].new_empty(ctx.rows, grads[0].shape[2])
+        for block, grad in zip(ctx.run.blocks.cross, grads, strict=True):
+            block.unpad_to(dh, grad)
+        return dh, None
 
 
 class _CrossCore(torch.autograd.Function):
     """softmax(u H^T + y k^T), dropped, times H and times v.
 
     u (reviews, queries, d_model) are folded queries; y (reviews, queries, r) and k (rows, r) the key
-    adapter's share; v (rows, r) the value adapter's.
+    adapter's share; v (rows, r) the value adapter's; H the encoder's rows, padded, block by block.
     """
 
     @staticmethod
     def forward(
         ctx: Any,
         u: Tensor,
-        h: Tensor,
         y: Tensor | None,
         k: Tensor | None,
         v: Tensor | None,
         run: Pass,
+        *padded: Tensor,
     ) -> tuple[Tensor, Tensor | None]:
-        sums = torch.empty_like(u)
-        extra = None if v is None else u.new_empty(u.shape[0], u.shape[1], v.shape[1])
+        sums: list[Tensor] = []
+        extra: list[Tensor] = []
         kept: list[tuple[Tensor, Mask | None]] = []
         scale = 1.0
-        for block in run.blocks:
+        for block, rows in zip(run.blocks.cross, padded, strict=True):
             part = slice(block.first, block.first + block.reviews)
-            rows = block.pad(h)
             scores = torch.bmm(u[part], rows.transpose(1, 2))
             if y is not None and k is not None:
                 scores.baddbmm_(y[part], block.pad(k).transpose(1, 2))
@@ -147,44 +181,50 @@ class _CrossCore(torch.autograd.Function):
             dropped, mask = drop(run.masks, probabilities, run.rate)
             scale = scale_of(mask)
             kept.append((probabilities, mask))
-            sums[part] = torch.bmm(dropped, rows)
-            if extra is not None and v is not None:
-                extra[part] = torch.bmm(dropped, block.pad(v))
-        ctx.tape = (u, h, y, k, v, kept, scale)
+            sums.append(torch.bmm(dropped, rows))
+            if v is not None:
+                extra.append(torch.bmm(dropped, block.pad(v)))
+        ctx.tape = (u, y, k, v, padded, kept, scale)
         ctx.run = run
-        if scale == 1.0:
-            return sums, extra
-        return sums.mul_(scale), None if extra is None else extra.mul_(scale)
+        return _scaled(sums, scale), _scaled(extra, scale) if extra else None
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dsums: Tensor, dextra: Tensor | None) -> tuple[Any, ...]:
-        u, h, y, k, v, kept, scale = taken(ctx)
+        u, y, k, v, padded, kept, scale = taken(ctx)
         run: Pass = ctx.run
         if scale != 1.0:
             dsums, dextra = dsums * scale, None if v is None or dextra is None else dextra * scale
         du = torch.empty_like(u)
-        dh = torch.empty_like(h) if ctx.needs_input_grad[1] else None
         dy, dk, dv = (None if t is None else torch.empty_like(t) for t in (y, k, v))
-        for block, (probabilities, mask) in zip(run.blocks, kept, strict=True):
+        dpadded: list[Tensor | None] = []
+        for at, (block, rows) in enumerate(zip(run.blocks.cross, padded, strict=True)):
+            probabilities, mask = kept[at]
             part = slice(block.first, block.first + block.reviews)
-            rows = block.pad(h)
-            dropped = probabilities if run.masks is None else run.masks.apply(probabilities, mask)
             through = torch.bmm(dsums[part], rows.transpose(1, 2))
-            if dv is not None and dextra is not None:
+            if dextra is not None and v is not None:
                 through.baddbmm_(dextra[part], block.pad(v).transpose(1, 2))
-                block.unpad_to(dv, torch.bmm(dropped.transpose(1, 2), dextra[part]))
+            dropped = probabilities
             if run.masks is not None:
-                run.masks.apply(through, mask, in_place=True)
+                dropped = run.masks.apply_to_both(through, probabilities, mask)
+            if dv is not None and dextra is not None:
+                block.unpad_to(dv, torch.bmm(dropped.transpose(1, 2), dextra[part]))
             scores = torch.ops.aten._softmax_backward_data(through, probabilities, -1, u.dtype)
             du[part] = torch.bmm(scores, rows)
             if dy is not None and dk is not None:
                 dy[part] = torch.bmm(scores, block.pad(k))
                 block.unpad_to(dk, torch.bmm(scores.transpose(1, 2), y[part]))
-            if dh is not None:
-                own = torch.bmm(dropped.transpose(1, 2), dsums[part])
-                block.unpad_to(dh, own.baddbmm_(scores.transpose(1, 2), u[part]))
-        return du, dh, dy, dk, dv, None
+            own: Tensor | None = None
+            if ctx.needs_input_grad[5 + at]:
+                own = torch.bmm(dropped.transpose(1, 2), dsums[part]).baddbmm_(scores.transpose(1, 2), u[part])
+            dpadded.append(own)
+        return du, dy, dk, dv, None, *dpadded
+
+
+def _scaled(parts: list[Tensor], scale: float) -> Tensor:
+    """What the blocks gave, one after the other; it may be overwritten."""
+    whole = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return whole if scale == 1.0 else whole.mul_(scale)
 
 
 def adapted(x: Tensor, layer: Linear, run: Pass) -> Tensor:
@@ -241,7 +281,26 @@ def final_norm(x: Tensor, weight: Tensor, run: Pass) -> Tensor:
     Returns:
         (rows, d_model).
     """
-    return _NormDrop.apply(x, weight, run)  # type: ignore[no-any-return, no-untyped-call]
+    return _NormDrop.apply(x, weight.detach(), run, run.rate)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def _normed(x: Tensor, weight: Tensor, run: Pass) -> Tensor:
+    return _NormDrop.apply(x, weight.detach(), run, 0.0)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def token_log_probs(hidden: Tensor, head: Tensor, tokens: Tensor, wide: torch.dtype) -> Tensor:
+    """Log-probability of one token per row over the full vocabulary.
+
+    Args:
+        hidden: What ``decode`` gives (rows, d_model).
+        head: Weight of the head (vocabulary, d_model).
+        tokens: The tokens (rows,) int64.
+        wide: dtype of the logits' sums.
+
+    Returns:
+        (rows,) in ``wide``.
+    """
+    return _TokenLogProbs.apply(hidden, head, tokens, wide)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def decode(weights: Weights, rows: Tensor, tokens: Tensor, run: Pass) -> Tensor:
@@ -269,9 +328,10 @@ def decode(weights: Weights, rows: Tensor, tokens: Tensor, run: Pass) -> Tensor:
         )
         future = torch.ones(positions, positions, dtype=torch.bool, device=rows.device).triu(1)
         bias = bias.masked_fill(future, -math.inf)
+    padded = _Padded.apply(rows, run)  # type: ignore[no-untyped-call]
     for layer in weights.decoder:
         hidden = hidden + dropped(_self_attention(hidden, layer.attention, bias, positions, run), run)
-        hidden = hidden + dropped(_cross_attention(hidden, rows, layer.cross, reviews, run), run)
+        hidden = hidden + dropped(_cross_attention(hidden, rows, padded, layer.cross, run), run)
         hidden = feed_forward(hidden, layer.feed_forward, run)
     hidden = final_norm(hidden, weights.decoder_norm, run)
     if weights.head_scale != 1.0:
@@ -280,7 +340,7 @@ def decode(weights: Weights, rows: Tensor, tokens: Tensor, run: Pass) -> Tensor:
 
 
 def _self_attention(hidden: Tensor, layer: Attention, bias: Tensor | None, positions: int, run: Pass) -> Tensor:
-    x = norm(hidden, layer.norm.detach(), run.epsilon)
+    x = _normed(hidden, layer.norm, run)
     v = adapted(x, layer.v, run)
     # At one position adapters on q and k have a gradient of zero, which an optimiser tells from none.
     idle = not torch.is_grad_enabled() or not (layer.q.parameters or layer.k.parameters)
@@ -298,8 +358,9 @@ def _self_attention(hidden: Tensor, layer: Attention, bias: Tensor | None, posit
     return adapted((dropped(weights, run) @ heads(v)).transpose(1, 2).reshape(v.shape), layer.o, run)
 
 
-def _cross_attention(hidden: Tensor, rows: Tensor, layer: Attention, reviews: int, run: Pass) -> Tensor:
-    x = norm(hidden, layer.norm.detach(), run.epsilon)
+def _cross_attention(hidden: Tensor, rows: Tensor, padded: tuple[Tensor, ...], layer: Attention, run: Pass) -> Tensor:
+    reviews = sum(block.reviews for block in run.blocks.cross)
+    x = _normed(hidden, layer.norm, run)
     heads, count = run.heads, hidden.shape[0]
 
     def per_head(matrix: Tensor) -> Tensor:
@@ -326,7 +387,7 @@ def _cross_attention(hidden: Tensor, rows: Tensor, layer: Attention, reviews: in
         y = per_review(torch.bmm(q, per_head(layer.k.adapter.up.to(rows.dtype))) * factor)
     if layer.v.adapter is not None:
         v, factor = _adapter_rows(rows, layer.v.adapter, run)
-    sums, extra = _CrossCore.apply(u, rows, y, k, v, run)  # type: ignore[no-untyped-call]
+    sums, extra = _CrossCore.apply(u, y, k, v, run, *padded)  # type: ignore[no-untyped-call]
     context = torch.bmm(by_head(sums), per_head(layer.v.weight.detach()).transpose(1, 2))
     if layer.v.adapter is not None:
         up = per_head(layer.v.adapter.up.to(rows.dtype))

@@ -92,6 +92,18 @@ class MaskSource(Protocol):
             The masked values; ``values`` itself where the mask is None or ``in_place`` is set.
         """
 
+    def apply_to_both(self, values: Tensor, others: Tensor, mask: Mask | None) -> Tensor:
+        """Apply one mask to two tensors, as a backward pass does to a gradient and what it meets.
+
+        Args:
+            values: Like those of ``apply``, overwritten.
+            others: Likewise, unchanged.
+            mask: What ``mask`` returned; None drops nothing.
+
+        Returns:
+            The others, masked; ``others`` itself where the mask is None.
+        """
+
     def drop(self, values: Tensor, rate: float, *, in_place: bool = False) -> tuple[Tensor, Mask | None]:
         """Draw a mask and apply it.
 
@@ -167,22 +179,34 @@ class TableMasks:
         """Set the dropped elements to zero, without rescaling the others; see ``MaskSource``."""
         if mask is None:
             return values
-        flat = values.view(-1)
-        out = flat if in_place else torch.empty_like(flat)
-        limit = threshold(mask.rate, values.dtype)
-        tile = _TILE_WORDS * 8 // values.dtype.itemsize
-        for index, offsets in enumerate(mask.offsets):
-            source = flat[index * tile : (index + 1) * tile]
-            bits = self._bits(offsets, source.numel(), values.dtype)
-            torch.ops.aten.threshold_backward.grad_input(
-                source, bits, limit, grad_input=out[index * tile : (index + 1) * tile]
-            )
-        return out.view(values.shape)
+        out = values if in_place else torch.empty_like(values)
+        self._apply(mask, (values, out))
+        return out
+
+    def apply_to_both(self, values: Tensor, others: Tensor, mask: Mask | None) -> Tensor:
+        """Apply one mask to two tensors, its bits made once; see ``MaskSource``."""
+        if mask is None:
+            return others
+        out = torch.empty_like(others)
+        self._apply(mask, (values, values), (others, out))
+        return out
 
     def drop(self, values: Tensor, rate: float, *, in_place: bool = False) -> tuple[Tensor, Mask | None]:
         """Draw a mask and apply it; see ``MaskSource``."""
         mask = self.mask(values.numel(), values.dtype, rate)
         return self.apply(values, mask, in_place=in_place), mask
+
+    def _apply(self, mask: Mask, *pairs: tuple[Tensor, Tensor]) -> None:
+        """Write values, masked, to where they are to go: pairs of one size and dtype."""
+        flat = [(source.view(-1), out.view(-1)) for source, out in pairs]
+        dtype = flat[0][0].dtype
+        limit = threshold(mask.rate, dtype)
+        tile = _TILE_WORDS * 8 // dtype.itemsize
+        for index, offsets in enumerate(mask.offsets):
+            own = slice(index * tile, (index + 1) * tile)
+            bits = self._bits(offsets, len(flat[0][0][own]), dtype)
+            for source, out in flat:
+                torch.ops.aten.threshold_backward.grad_input(source[own], bits, limit, grad_input=out[own])
 
     def _bits(self, offsets: tuple[int, int, int], elements: int, dtype: torch.dtype) -> Tensor:
         words = -(-elements * dtype.itemsize // 8)
@@ -225,6 +249,11 @@ class DrawnMasks:
         kernel = torch.ops.aten.native_dropout_backward  # it is nothing but values * kept * factor
         out: Tensor = kernel.out(values, kept, factor, out=values) if in_place else kernel(values, kept, factor)
         return out
+
+    def apply_to_both(self, values: Tensor, others: Tensor, mask: Mask | None) -> Tensor:
+        """Apply one mask to two tensors; see ``MaskSource``."""
+        self.apply(values, mask, in_place=True)
+        return self.apply(others, mask)
 
     def drop(self, values: Tensor, rate: float, *, in_place: bool = False) -> tuple[Tensor, Mask | None]:
         """Draw a mask and apply it, in one kernel; see ``MaskSource``."""

@@ -1,7 +1,7 @@
 """The two sublayers of the encoder on flat tokens, forward and backward.
 
 Both map the residual stream h to h + dropout(f(norm(h))). They are autograd functions whose backward is
-written out, see ``ops``. What they keep per token and layer: h; q, k, v and the attention probabilities; the
+written out, see ``ops``. What they keep per token and layer: h; q, k, v (by head) and the attention probabilities; the
 two (or one) inner activations of the feed-forward layer. Normalised inputs, activations, products and every
 mask are made again. Where no gradient is wanted (the lowest adapted sublayer's input, and everything below
 it) none is computed.
@@ -25,7 +25,7 @@ from torch.autograd.function import once_differentiable
 from rxtone.model.engine import int8
 from rxtone.model.engine.activations import activate, activate_backward, gated, gated_backward
 from rxtone.model.engine.dropout import Mask, MaskSource
-from rxtone.model.engine.layout import Block
+from rxtone.model.engine.layout import Block, Blocks
 from rxtone.model.engine.norms import norm, norm_backward
 from rxtone.model.engine.ops import (
     AdapterTape,
@@ -46,15 +46,15 @@ class Pass:
     """What all sublayers of one forward share.
 
     Attributes:
-        blocks: Attention blocks over the flat rows.
-        biases: Position bias and mask of every block.
+        blocks: Which of the flat rows attention computes together.
+        biases: Position bias and mask of every block of self-attention.
         heads: Attention heads.
         epsilon: Of the norms.
         rate: The model's dropout in this pass: 0 outside training.
         masks: Source of masks; None outside training.
     """
 
-    blocks: tuple[Block, ...]
+    blocks: Blocks
     biases: tuple[Tensor, ...]
     heads: int
     epsilon: float
@@ -66,16 +66,25 @@ _Fused = tuple[Tensor, Tensor, Tensor, Tensor]
 """Output, log-sums of exponentials, and where the random numbers begin (seed and offset): of one block."""
 
 
+@dataclass(frozen=True)
+class _Attended:
+    """What the backward of attention needs of a block: heads as ``_split`` lays them, probabilities, their mask."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    probabilities: Tensor
+    mask: Mask | None
+
+
 @dataclass
 class _AttentionTape:
     """What the backward of an attention sublayer needs, freed as the backward reaches it."""
 
     h: Tensor
-    q: Tensor
-    k: Tensor
-    v: Tensor
+    flat: tuple[Tensor, Tensor, Tensor] | None
     context: Tensor | None
-    probabilities: list[tuple[Tensor, Mask | None]]
+    attended: list[_Attended]
     fused: list[_Fused]
     adapters: tuple[AdapterTape | None, ...]
     out: Mask | None
@@ -117,19 +126,19 @@ def _join(out: Tensor, block: Block, values: Tensor, scale: float) -> None:
         block.unpad_to(out, merged.reshape(block.reviews, block.length, -1), scale)
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, run: Pass, keep: list[tuple[Tensor, Mask | None]] | None) -> Tensor:
+def _attend(q: Tensor, k: Tensor, v: Tensor, run: Pass, keep: list[_Attended] | None) -> Tensor:
     """softmax(q k^T + bias) v per block; T5 does not scale q."""
     context = torch.empty_like(q)
-    for block, bias in zip(run.blocks, run.biases, strict=True):
-        keys = _split(k, block, run.heads)
-        scores = torch.bmm(_split(q, block, run.heads), keys.transpose(1, 2))
+    for block, bias in zip(run.blocks.attention, run.biases, strict=True):
+        queries, keys, values = (_split(t, block, run.heads) for t in (q, k, v))
+        scores = torch.bmm(queries, keys.transpose(1, 2))
         scores.view(block.reviews, run.heads, block.length, block.length).add_(bias)
         probabilities = softmax(scores)
         mask = None if run.masks is None else run.masks.mask(probabilities.numel(), q.dtype, run.rate)
         kept = probabilities if mask is None or run.masks is None else run.masks.apply(probabilities, mask)
-        _join(context, block, torch.bmm(kept, _split(v, block, run.heads)), scale_of(mask))
+        _join(context, block, torch.bmm(kept, values), scale_of(mask))
         if keep is not None:
-            keep.append((probabilities, mask))
+            keep.append(_Attended(queries, keys, values, probabilities, mask))
     return context
 
 
@@ -139,27 +148,25 @@ def _attend_backward(grad: Tensor, tape: _AttentionTape, run: Pass) -> tuple[Ten
     With P = softmax(S), M the mask, c its factor: dV = c (M P)^T dO, dP = c M (dO V^T),
     dS = P (dP - rowsum(dP P)), dQ = dS K, dK = dS^T Q. The bias is frozen and has no gradient.
     """
-    grads = [torch.empty_like(tape.q) for _ in range(3)]
-    for block, (probabilities, mask) in zip(run.blocks, tape.probabilities, strict=True):
-        q, k, v = (_split(t, block, run.heads) for t in (tape.q, tape.k, tape.v))
+    grads = [torch.empty_like(grad) for _ in range(3)]
+    for block, own in zip(run.blocks.attention, tape.attended, strict=True):
         upper = _split(grad, block, run.heads, zero=True)
-        through = torch.bmm(upper, v.transpose(1, 2))
-        kept = probabilities
-        if mask is not None and run.masks is not None:
-            run.masks.apply(through, mask, in_place=True)
-            kept = run.masks.apply(probabilities, mask)
-        scale = scale_of(mask)
+        through = torch.bmm(upper, own.v.transpose(1, 2))
+        kept = own.probabilities
+        if own.mask is not None and run.masks is not None:
+            kept = run.masks.apply_to_both(through, own.probabilities, own.mask)
+        scale = scale_of(own.mask)
         # dS is linear in dO: the factor c is applied where the block is written back.
-        scores = torch.ops.aten._softmax_backward_data(through, probabilities, -1, q.dtype)
-        _join(grads[0], block, torch.bmm(scores, k), scale)
-        _join(grads[1], block, torch.bmm(scores.transpose(1, 2), q), scale)
+        scores = torch.ops.aten._softmax_backward_data(through, own.probabilities, -1, grad.dtype)
+        _join(grads[0], block, torch.bmm(scores, own.k), scale)
+        _join(grads[1], block, torch.bmm(scores.transpose(1, 2), own.q), scale)
         _join(grads[2], block, torch.bmm(kept.transpose(1, 2), upper), scale)
     return grads[0], grads[1], grads[2]
 
 
 def _fuses(q: Tensor, run: Pass) -> bool:
     """Whether torch's memory-efficient kernel computes attention: it reads vectors of eight half-precision numbers."""
-    aligned = q.shape[1] // run.heads % 8 == 0 and all(block.length % 8 == 0 for block in run.blocks)
+    aligned = q.shape[1] // run.heads % 8 == 0 and all(block.length % 8 == 0 for block in run.blocks.attention)
     return q.is_cuda and q.dtype in (torch.bfloat16, torch.float16) and aligned
 
 
@@ -173,7 +180,7 @@ def _attend_fused(q: Tensor, k: Tensor, v: Tensor, run: Pass, keep: list[_Fused]
     """``_attend`` in one kernel a block."""
     context = torch.empty_like(q)
     rate = 0.0 if run.masks is None else run.rate
-    for block, bias in zip(run.blocks, run.biases, strict=True):
+    for block, bias in zip(run.blocks.attention, run.biases, strict=True):
         heads = [_by_head(rows, block, run.heads) for rows in (q, k, v)]
         wide = bias.expand(block.reviews, -1, -1, -1)
         kept: _Fused = torch.ops.aten._scaled_dot_product_efficient_attention(
@@ -187,11 +194,12 @@ def _attend_fused(q: Tensor, k: Tensor, v: Tensor, run: Pass, keep: list[_Fused]
 
 def _attend_fused_backward(grad: Tensor, tape: _AttentionTape, run: Pass) -> tuple[Tensor, Tensor, Tensor]:
     """``_attend_backward`` in one kernel a block."""
-    grads = [torch.empty_like(tape.q) for _ in range(3)]
+    assert tape.flat is not None
+    grads = [torch.empty_like(grad) for _ in range(3)]
     rate = 0.0 if run.masks is None else run.rate
-    for block, bias, (out, sums, seed, offset) in zip(run.blocks, run.biases, tape.fused, strict=True):
+    for block, bias, (out, sums, seed, offset) in zip(run.blocks.attention, run.biases, tape.fused, strict=True):
         upper = _by_head(grad, block, run.heads, zero=True)
-        heads = [_by_head(rows, block, run.heads) for rows in (tape.q, tape.k, tape.v)]
+        heads = [_by_head(rows, block, run.heads) for rows in tape.flat]
         wide = bias.expand(block.reviews, -1, -1, -1)
         found = torch.ops.aten._scaled_dot_product_efficient_attention_backward(
             upper, *heads, wide, out, sums, seed, offset, rate, [True, True, True, False], scale=1.0
@@ -203,19 +211,21 @@ def _attend_fused_backward(grad: Tensor, tape: _AttentionTape, run: Pass) -> tup
 
 def _attention(h: Tensor, layer: Attention, run: Pass, *, keep: bool) -> tuple[Tensor, _AttentionTape | None]:
     (q, k, v), tapes = normed_linears(h, layer.norm, run.epsilon, (layer.q, layer.k, layer.v), run.masks)
-    probabilities: list[tuple[Tensor, Mask | None]] = []
+    attended: list[_Attended] = []
     fused: list[_Fused] = []
+    flat: tuple[Tensor, Tensor, Tensor] | None = None
     if _fuses(q, run):
+        flat = (q, k, v)
         context = _attend_fused(q, k, v, run, fused if keep else None)
     else:
-        context = _attend(q, k, v, run, probabilities if keep else None)
+        context = _attend(q, k, v, run, attended if keep else None)
     out, o_tape = linear(context, layer.o, run.masks)
     out, mask = drop(run.masks, out, run.rate, in_place=True)
     result = torch.add(h, out, alpha=scale_of(mask))
     if not keep:
         return result, None
     wanted = context if layer.o.adapter is not None else None
-    return result, _AttentionTape(h, q, k, v, wanted, probabilities, fused, (*tapes, o_tape), mask)
+    return result, _AttentionTape(h, flat, wanted, attended, fused, (*tapes, o_tape), mask)
 
 
 class AttentionSublayer(torch.autograd.Function):
@@ -238,7 +248,7 @@ class AttentionSublayer(torch.autograd.Function):
         need = bool(ctx.needs_input_grad[0])
         q_tape, k_tape, v_tape, o_tape = tape.adapters
         upper = masked(run.masks, grad.to(layer.o.weight.dtype), tape.out, scale_of(tape.out))
-        context = tape.q if tape.context is None else tape.context  # the input of o matters to its adapter alone
+        context = upper if tape.context is None else tape.context  # the input of o matters to its adapter alone
         middle, o_grads = linear_backward(upper, context, layer.o, o_tape, run.masks)
         assert middle is not None
         dq, dk, dv = (_attend_fused_backward if tape.fused else _attend_backward)(middle, tape, run)

@@ -30,12 +30,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from rxtone.model.batches import IGNORE
-from rxtone.model.engine.layout import Block, fill, fixed_layout
+from rxtone.model.engine.layout import Blocks, fill, fixed_layout
 from rxtone.model.engine.plan import Weights, aliased
 
 _MOST = 96  # graphs at a time: each holds some thousand launches, a few MB
 
-Compute = Callable[[Tensor, tuple[Block, ...], Tensor | None], Tensor]
+Compute = Callable[[Tensor, Blocks, Tensor | None], Tensor]
 """Flat ids (rows,), blocks, targets (reviews, positions) -> something of every review, in the blocks' order."""
 
 

@@ -5,7 +5,8 @@ feed-forward layer treat every token alike, so they run on one flat (tokens, d_m
 reviews lie one after another, shortest first. Only attention looks across tokens; it runs on blocks of
 neighbouring reviews. A block of reviews of one length is a plain view of the flat rows. A block of similar
 lengths, made only where the reviews are so short that the calls would cost more than the arithmetic, is
-padded and masked.
+padded and masked. Cross-attention has few queries, so padding costs it little and calls cost it much: its
+blocks are wider, and padded once for all layers.
 
 All layers of T5's encoder share the relative position bias of the first, so bias and mask are built once per
 block and batch; the reference adds mask to bias in every layer.
@@ -30,6 +31,7 @@ _GPU_CELLS = 1 << 26  # a GPU's kernels are worth their launch when they are lar
 _GPU_MULTIPLE = 16  # lengths of a GPU's blocks: its attention kernel reads biases in aligned vectors
 _STEP = 256  # rows of a filled batch are rounded up to a multiple of this, or of an eighth of them
 _MAX_WASTE = 1.2  # padded cells of a block over its real cells
+_MAX_PADDING = 1.5  # padded rows of a block of cross-attention over its real rows
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,19 @@ class Block:
 
 
 @dataclass(frozen=True)
+class Blocks:
+    """How the reviews of a batch are grouped; either way all of them are covered, in order.
+
+    Attributes:
+        attention: For self-attention in the encoder, whose cost grows with the square of the padded length.
+        cross: For cross-attention, whose cost grows with the padded length.
+    """
+
+    attention: tuple[Block, ...]
+    cross: tuple[Block, ...]
+
+
+@dataclass(frozen=True)
 class Layout:
     """How the reviews of a batch lie in the flat rows.
 
@@ -104,13 +119,13 @@ class Layout:
         order: Position in the caller's batch of every review, shortest first.
         inverse: Position in ``order`` of every review of the caller.
         tokens: Flat position in the caller's tokens of every flat row here.
-        blocks: Attention blocks, in order.
+        blocks: Which reviews attention computes together.
     """
 
     order: tuple[int, ...]
     inverse: tuple[int, ...]
     tokens: Tensor
-    blocks: tuple[Block, ...]
+    blocks: Blocks
 
 
 def plan_layout(lengths: Sequence[int], heads: int, device: torch.device) -> Layout:
@@ -141,12 +156,11 @@ def plan_layout(lengths: Sequence[int], heads: int, device: torch.device) -> Lay
     sizes = torch.tensor(ordered)
     shift = torch.tensor([starts[i] for i in order]) - (torch.cumsum(sizes, 0) - sizes)
     tokens = torch.arange(starts[-1]) + torch.repeat_interleave(shift, sizes)
-    blocks, first, row = [], 0, 0
-    for stop in _cuts(ordered, heads, _GPU_CELLS if device.type == "cuda" else _CELLS):
-        block = _block(ordered[first:stop], first, row, device, multiple)
-        blocks.append(block)
-        first, row = stop, block.stop
-    return Layout(tuple(order), tuple(inverse), tokens.to(device), tuple(blocks))
+    attention = _blocks(
+        ordered, _cuts(ordered, heads, _GPU_CELLS if device.type == "cuda" else _CELLS), device, multiple
+    )
+    cross = _blocks(ordered, _cross_cuts(ordered), device, 1)
+    return Layout(tuple(order), tuple(inverse), tokens.to(device), Blocks(attention, cross))
 
 
 def fill(lengths: Sequence[int]) -> tuple[list[int], int, int]:
@@ -177,7 +191,7 @@ def _eighth(number: int) -> int:
     return 1 << max(0, number.bit_length() - 4)
 
 
-def fixed_layout(lengths: Tensor, rows: int, longest: int) -> tuple[Block, ...]:
+def fixed_layout(lengths: Tensor, rows: int, longest: int) -> Blocks:
     """One padded block whose shapes do not depend on the values of the lengths; nothing waits for the device.
 
     Args:
@@ -186,7 +200,7 @@ def fixed_layout(lengths: Tensor, rows: int, longest: int) -> tuple[Block, ...]:
         longest: Length of the block.
 
     Returns:
-        The block.
+        That block, for either attention.
     """
     reviews, device = lengths.shape[0], lengths.device
     ends = torch.cumsum(lengths, 0)
@@ -197,7 +211,8 @@ def fixed_layout(lengths: Tensor, rows: int, longest: int) -> tuple[Block, ...]:
     row = torch.arange(rows, device=device)
     review = torch.searchsorted(ends, row, right=True)
     scatter = row + (torch.arange(reviews, device=device) * longest - begins)[review]
-    return (Block(0, reviews, 0, rows, longest, gather, scatter, padding),)
+    both = (Block(0, reviews, 0, rows, longest, gather, scatter, padding),)
+    return Blocks(both, both)
 
 
 def _cuts(ordered: Sequence[int], heads: int, cells: int) -> list[int]:
@@ -212,6 +227,27 @@ def _cuts(ordered: Sequence[int], heads: int, cells: int) -> list[int]:
         real += length * length
     cuts.append(len(ordered))
     return cuts
+
+
+def _cross_cuts(ordered: Sequence[int]) -> list[int]:
+    """Ends of the blocks of cross-attention: as few as an acceptable share of padding allows."""
+    cuts, first, real = [], 0, 0
+    for index, length in enumerate(ordered):
+        if index > first and (index - first + 1) * length > _MAX_PADDING * (real + length):
+            cuts.append(index)
+            first, real = index, 0
+        real += length
+    cuts.append(len(ordered))
+    return cuts
+
+
+def _blocks(ordered: Sequence[int], cuts: Sequence[int], device: torch.device, multiple: int) -> tuple[Block, ...]:
+    blocks: list[Block] = []
+    first, row = 0, 0
+    for stop in cuts:
+        blocks.append(_block(ordered[first:stop], first, row, device, multiple))
+        first, row = stop, blocks[-1].stop
+    return tuple(blocks)
 
 
 def _block(lengths: Sequence[int], first: int, row: int, device: torch.device, multiple: int) -> Block:

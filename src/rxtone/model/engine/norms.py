@@ -15,7 +15,7 @@ def norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     """T5's norm: x / sqrt(mean(x**2) + epsilon) * weight, over the last dimension, in the dtype of the weight."""
     if x.dtype is torch.float64:
         return _norm_double(x, weight, epsilon)
-    if x.is_cuda or torch.is_grad_enabled():  # the decoder's few rows are left to autograd
+    if x.is_cuda:
         return F.rms_norm(x, (x.shape[-1],), weight.to(x.dtype), epsilon).to(weight.dtype)
     wide = x.float()  # torch has no kernel of this norm for CPUs and makes eight passes
     return torch.mul(wide, inverse_rms(wide, epsilon)).mul_(weight.float()).to(weight.dtype)

@@ -210,9 +210,14 @@ def linear_backward(
         return out, ()
     factor = adapter.scaling * scale_of(tape.mask)
     inner = (grad @ tape.up).mul_(factor)
-    grad_down = (inner.t() @ masked(masks, x, tape.mask, 1.0)).to(adapter.down.dtype)
-    grad_up = (grad.t() @ tape.inner).to(adapter.up.dtype).mul_(factor)
-    if need_input and out is not None:
+    kept = x
+    if out is not None and need_input:
         through = inner @ tape.down
-        out.add_(through if masks is None else masks.apply(through, tape.mask, in_place=True))
+        if masks is not None:
+            kept = masks.apply_to_both(through, x, tape.mask)
+        out.add_(through)
+    elif masks is not None:
+        kept = masks.apply(x, tape.mask)
+    grad_down = (inner.t() @ kept).to(adapter.down.dtype)
+    grad_up = (grad.t() @ tape.inner).to(adapter.up.dtype).mul_(factor)
     return out, (grad_down, grad_up)
