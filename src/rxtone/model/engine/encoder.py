@@ -153,8 +153,8 @@ def _attend_backward(grad: Tensor, tape: _AttentionTape, run: Pass) -> tuple[Ten
         upper = _split(grad, block, run.heads, zero=True)
         through = torch.bmm(upper, own.v.transpose(1, 2))
         kept = own.probabilities
-        if own.mask is not None and run.masks is not None:
-            kept = run.masks.apply_to_both(through, own.probabilities, own.mask)
+        if run.masks is not None:
+            kept = run.masks.apply_to_both(through, kept, own.mask)
         scale = scale_of(own.mask)
         # dS is linear in dO: the factor c is applied where the block is written back.
         scores = torch.ops.aten._softmax_backward_data(through, own.probabilities, -1, grad.dtype)
