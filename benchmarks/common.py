@@ -28,12 +28,16 @@ import transformers
 from tokenizers import Tokenizer
 
 from benchmarks.make_base import make_base
+from rxtone.model.base import DTYPES, resolve_precision
 from rxtone.model.host import prepare_host
 
 MAX_TOKENS = 256
 LABELS = ("positive", "neutral", "negative")
 LABEL_TOKENS = ((1465,), (7163,), (2841,))  # one token each in T5's vocabulary
 EOS = 1
+# What rxtone chooses on this machine, and its peers should: where bf16 is emulated it is slower than fp32.
+PRECISION = resolve_precision("auto", torch.device("cpu"))
+DTYPE = DTYPES[PRECISION]
 _FIELDS = ("benefitsReview", "sideEffectsReview", "commentsReview")
 _DEFAULT_WORK = Path("~/.cache/rxtone-benchmarks")
 
@@ -289,6 +293,7 @@ def machine(threads: int) -> dict[str, Any]:
         "threads": threads,
         "vectors": torch.backends.cpu.get_cpu_capability(),
         "vnni": torch.cpu._is_vnni_supported(),
+        "precision": PRECISION,
         "load_average_before": os.getloadavg()[0],
         "python": platform.python_version(),
         "torch": torch.__version__,

@@ -40,7 +40,7 @@ def training(
     device: str = "cpu",
     size: int = _BATCH,
 ) -> tuple[Callable[[], float], Callable[[], float]]:
-    """Train with the engine: bf16 base, fp32 adapters, AdamW 3e-4, clipping at 1.
+    """Train with the engine: frozen base, fp32 adapters, AdamW 3e-4, clipping at 1.
 
     Args:
         folder: The base.
@@ -86,10 +86,10 @@ def training(
 
 
 def scoring(model: torch.nn.Module, prompts: Prompts, *, int8: bool) -> Callable[[], list[int]]:
-    """Score labels with the engine, merged bf16 weights, with or without 8-bit linear maps.
+    """Score labels with the engine, merged weights, with or without 8-bit linear maps.
 
     Args:
-        model: The base in bf16, in evaluation mode.
+        model: The base, in evaluation mode.
         prompts: The reviews.
         int8: Quantise the linear maps.
 

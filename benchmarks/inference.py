@@ -3,15 +3,15 @@
     python -m benchmarks.inference [--size base] [--reviews 64] [--rounds 4]
 
 DrugLib prompts cut at 256 tokens. Random weights: the agreement column compares each contender's labels with
-those of transformers in bf16 and says whether the same computation was done, not how good the labels are.
+those of transformers in the same precision and says whether the same computation was done, not how good the labels are.
 """
 
 from __future__ import annotations
 
-import torch
-
 from benchmarks import contenders, peers
 from benchmarks.common import (
+    DTYPE,
+    PRECISION,
     Contender,
     bar_plot,
     interleave,
@@ -28,7 +28,7 @@ TRANSFORMERS = "transformers, one step"
 CTRANSLATE2 = "CTranslate2 int8"
 ONNX = "ONNX Runtime int8"
 SIDE_BY_SIDE = ", side by side"
-OWN = "rxtone bf16"
+OWN = f"rxtone {PRECISION}"
 OWN_INT8 = "rxtone int8"
 
 
@@ -36,14 +36,14 @@ def main() -> None:
     """Measure, print and write."""
     bench = set_up(__doc__, reviews=64, rounds=4)
     folder, prompts, opts = bench.folder, bench.prompts, bench.opts
-    half, threads = peers.load_base(folder, torch.bfloat16).eval(), opts.threads
+    merged, threads = peers.load_base(folder, DTYPE).eval(), opts.threads
     timings = interleave(
         [
             Contender(GENERATE, "fp32, padded to 256, batch 8, at most 3 tokens", peers.generated(folder, prompts)),
             Contender(
                 TRANSFORMERS,
-                "merged bf16, sorted, dynamic padding, SDPA, batch 16",
-                peers.best_transformers(half, prompts),
+                f"merged {PRECISION}, sorted, dynamic padding, SDPA, batch 16",
+                peers.best_transformers(merged, prompts),
             ),
             *(
                 contender
@@ -62,8 +62,8 @@ def main() -> None:
                     ),
                 )
             ),
-            Contender(OWN, "merged bf16, flat tokens", contenders.scoring(half, prompts, int8=False)),
-            Contender(OWN_INT8, "merged, 8-bit linear maps", contenders.scoring(half, prompts, int8=True)),
+            Contender(OWN, f"merged {PRECISION}, flat tokens", contenders.scoring(merged, prompts, int8=False)),
+            Contender(OWN_INT8, "merged, 8-bit linear maps", contenders.scoring(merged, prompts, int8=True)),
         ],
         opts,
     )
@@ -81,7 +81,7 @@ def main() -> None:
     against = (GENERATE, TRANSFORMERS, best[CTRANSLATE2], best[ONNX])
     found = {
         "ratios": {
-            f"inference vs {letter}, {'int8' if own is OWN_INT8 else 'bf16'}": ratios_by_round(
+            f"inference vs {letter}, {'int8' if own is OWN_INT8 else PRECISION}": ratios_by_round(
                 by_name[own], by_name[peer]
             )
             for letter, peer in zip(("(a)", "(b)", "(c)", "(d)"), against, strict=True)

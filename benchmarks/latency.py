@@ -11,25 +11,24 @@ import time
 from collections.abc import Callable
 
 import numpy as np
-import torch
 
 from benchmarks import contenders, peers
-from benchmarks.common import Prompts, bar_plot, publish, set_up, table
+from benchmarks.common import DTYPE, PRECISION, Prompts, bar_plot, publish, set_up, table
 
 
 def main() -> None:
     """Measure, print and write."""
     bench = set_up(__doc__, reviews=24, rounds=1)
     opts, folder, prompts = bench.opts, bench.folder, bench.prompts
-    half = peers.load_base(folder, torch.bfloat16).eval()
+    merged = peers.load_base(folder, DTYPE).eval()
     singles = [Prompts((ids,), (label,)) for ids, label in zip(prompts.ids, prompts.labels, strict=True)]
     makers: dict[str, Callable[[Prompts], Callable[[], object]]] = {
         "generate()": lambda p: peers.generated(folder, p),
-        "transformers, one step": lambda p: peers.best_transformers(half, p),
+        "transformers, one step": lambda p: peers.best_transformers(merged, p),
         "CTranslate2 int8": lambda p: peers.ctranslate2(folder, opts.work, p, opts.threads),
         "ONNX Runtime int8": lambda p: peers.onnx_runtime(folder, opts.work, p, opts.threads),
-        "rxtone bf16": lambda p: contenders.scoring(half, p, int8=False),
-        "rxtone int8": lambda p: contenders.scoring(half, p, int8=True),
+        f"rxtone {PRECISION}": lambda p: contenders.scoring(merged, p, int8=False),
+        "rxtone int8": lambda p: contenders.scoring(merged, p, int8=True),
     }
     wall, cpu = {}, {}
     # A contender holds its own copy of the model, so they come one after another here.

@@ -13,13 +13,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.common import Options, bar_plot, publish, set_up, table
+from benchmarks.common import PRECISION, Options, bar_plot, publish, set_up, table
 
 _TRAIN = """
 import sys
 from pathlib import Path
 from benchmarks import contenders, peers
-from benchmarks.common import Options, load_prompts
+from benchmarks.common import DTYPE, Options, load_prompts
 from rxtone.model.host import prepare_host
 import torch
 opts = Options(Path(sys.argv[2]), Path(sys.argv[3]), Path("."), "base", int(sys.argv[5]), 1, int(sys.argv[6]))
@@ -29,10 +29,10 @@ name = sys.argv[1]
 if name == "tutorial":
     run, _ = peers.tutorial(folder, prompts)
 elif name in ("autocast", "loaded"):
-    run, _ = peers.trainer(folder, prompts, autocast=name == "autocast")
+    run, _ = peers.trainer(folder, prompts, autocast=name == "autocast", dtype=DTYPE)
 else:
     prepare_host()
-    run, _ = contenders.training(folder, prompts)
+    run, _ = contenders.training(folder, prompts, dtype=DTYPE)
 run()
 """
 _PEAK = """
@@ -42,10 +42,11 @@ print(json.dumps(int(status["VmHWM"].split()[0]) * 1024))
 """
 NAMES = {
     "tutorial": "tutorial loop",
-    "autocast": "Seq2SeqTrainer, bf16 autocast",
-    "loaded": "Seq2SeqTrainer, bf16 base",
+    "loaded": f"Seq2SeqTrainer, {PRECISION} base",
     "rxtone": "rxtone",
 }
+if PRECISION == "bf16":
+    NAMES["autocast"] = "Seq2SeqTrainer, bf16 autocast"
 
 
 def peak(code: str, *arguments: str) -> int:

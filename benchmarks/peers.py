@@ -146,22 +146,29 @@ def tutorial(
 
 
 def trainer(
-    folder: Path, prompts: Prompts, *, autocast: bool, device: str = "cpu", size: int = _BATCH
+    folder: Path,
+    prompts: Prompts,
+    *,
+    autocast: bool,
+    dtype: torch.dtype = torch.bfloat16,
+    device: str = "cpu",
+    size: int = _BATCH,
 ) -> tuple[Callable[[], float], Callable[[], float]]:
-    """Train with Seq2SeqTrainer: bf16, reviews grouped by length, dynamic padding to a multiple of 8, SDPA.
+    """Train with Seq2SeqTrainer: reviews grouped by length, dynamic padding to a multiple of 8, SDPA.
 
     Args:
         folder: The base.
         prompts: The reviews.
-        autocast: True for fp32 weights under bf16 autocast, False for weights loaded in bf16 with fp32
+        autocast: True for fp32 weights under bf16 autocast, False for weights loaded in `dtype` with fp32
             adapters.
+        dtype: Of weights without autocast.
         device: Where it trains.
         size: Reviews per batch.
 
     Returns:
         A function that trains one epoch and returns its mean loss, and one that gives `dropless_loss`.
     """
-    model = with_adapter(load_base(folder, torch.float32 if autocast else torch.bfloat16, device))
+    model = with_adapter(load_base(folder, torch.float32 if autocast else dtype, device))
     tokenizer = AutoTokenizer.from_pretrained(folder)
     data = [
         {"input_ids": list(ids), "labels": [*LABEL_TOKENS[label], EOS]}
@@ -238,10 +245,10 @@ def generated(folder: Path, prompts: Prompts, device: str = "cpu") -> Callable[[
 
 
 def best_transformers(model: Any, prompts: Prompts, *, size: int = 16) -> Callable[[], list[int]]:
-    """Merged bf16 weights, sorted by length, dynamic padding, one decoder step, inference mode, SDPA.
+    """Merged weights, sorted by length, dynamic padding, one decoder step, inference mode, SDPA.
 
     Args:
-        model: The base in bf16, in evaluation mode.
+        model: The base, in evaluation mode.
         prompts: The reviews.
         size: Reviews per batch.
 

@@ -19,7 +19,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import contenders, peers
-from benchmarks.common import Options, publish, set_up, table
+from benchmarks.common import DTYPE, PRECISION, Options, publish, set_up, table
 from benchmarks.work import count
 
 _ROWS = 1336  # eight reviews of the mean length
@@ -109,13 +109,16 @@ def main() -> None:
     """Measure, print and write."""
     bench = set_up(__doc__, reviews=8)
     opts, folder, prompts = bench.opts, bench.folder, bench.prompts
-    best, half = peaks(opts.size), peers.load_base(folder, torch.bfloat16).eval()
+    best, merged = peaks(opts.size), peers.load_base(folder, DTYPE).eval()
+    training = contenders.training(folder, prompts, dtype=DTYPE)[0]
     parts = [
-        _examine("rxtone training, bf16", contenders.training(folder, prompts)[0], best["bf16"], opts),
-        _examine("rxtone scoring, bf16", contenders.scoring(half, prompts, int8=False), best["bf16"], opts),
+        _examine(f"rxtone training, {PRECISION}", training, best[PRECISION], opts),
+        _examine(
+            f"rxtone scoring, {PRECISION}", contenders.scoring(merged, prompts, int8=False), best[PRECISION], opts
+        ),
     ]
     if "int8" in best:
-        run = contenders.scoring(half, prompts, int8=True)
+        run = contenders.scoring(merged, prompts, int8=True)
         parts.append(_examine("rxtone scoring, int8", run, best["int8"], opts, parts[1]["gflop_per_review"]))
     rows = [["work", "GFLOP/review", "bound cpu-s", "measured cpu-s", "share of the bound"]]
     for part in parts:

@@ -2,7 +2,7 @@
 
     python -m benchmarks.scaling [--size small] [--rounds 3]
 
-Length: one review of 32 to 2,048 tokens, bf16, rxtone against transformers with one decoder step. Batch:
+Length: one review of 32 to 2,048 tokens, rxtone against transformers with one decoder step. Batch:
 training on 1 to 32 reviews of DrugLib at once. Processor time, so that other users of the machine disturb
 little.
 """
@@ -17,8 +17,10 @@ import torch
 
 from benchmarks import contenders, peers
 from benchmarks.common import (
+    DTYPE,
     EOS,
     LABEL_TOKENS,
+    PRECISION,
     Options,
     Prompts,
     base_folder,
@@ -54,16 +56,16 @@ def by_length(opts: Options) -> dict[str, list[float]]:
     Returns:
         One list per contender, in the order of ``LENGTHS``.
     """
-    half = peers.load_base(base_folder(opts), torch.bfloat16).eval()
+    merged = peers.load_base(base_folder(opts), DTYPE).eval()
     generator = torch.Generator().manual_seed(1)
-    found: dict[str, list[float]] = {"transformers, one step": [], "rxtone bf16": [], "rxtone int8": []}
+    found: dict[str, list[float]] = {"transformers, one step": [], f"rxtone {PRECISION}": [], "rxtone int8": []}
     rows = [(*torch.randint(2, 32000, (n - 1,), generator=generator).tolist(), EOS) for n in LENGTHS]
     for ids in rows:
         prompts = Prompts((ids,), (0,))
         runs = (
-            peers.best_transformers(half, prompts),
-            contenders.scoring(half, prompts, int8=False),
-            contenders.scoring(half, prompts, int8=True),
+            peers.best_transformers(merged, prompts),
+            contenders.scoring(merged, prompts, int8=False),
+            contenders.scoring(merged, prompts, int8=True),
         )
         for name, run in zip(found, runs, strict=True):
             found[name].append(1e3 * _median_cpu(run, opts.rounds))
@@ -79,7 +81,7 @@ def by_batch(opts: Options) -> list[float]:
     Returns:
         One number per entry of ``BATCHES``.
     """
-    model = peers.with_adapter(peers.load_base(base_folder(opts), torch.bfloat16)).train()
+    model = peers.with_adapter(peers.load_base(base_folder(opts), DTYPE)).train()
     engine, prompts, found = contenders.planned(model), load_prompts(opts), []
     for size in BATCHES:
         # The same 32 reviews at every size, so that lengths do not enter the comparison.

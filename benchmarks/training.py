@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from benchmarks import contenders, peers
 from benchmarks.common import (
+    DTYPE,
+    PRECISION,
     Contender,
     bar_plot,
     interleave,
@@ -25,7 +27,7 @@ from benchmarks.common import (
 
 TUTORIAL = "tutorial loop"
 AUTOCAST = "Seq2SeqTrainer, bf16 autocast"
-LOADED = "Seq2SeqTrainer, bf16 base"
+LOADED = f"Seq2SeqTrainer, {PRECISION} base"
 OWN = "rxtone"
 
 
@@ -36,18 +38,23 @@ def main() -> None:
     grouped = "grouped by length, dynamic padding to 8, SDPA, batch 8, constant rate 3e-4"
     makers = {
         TUTORIAL: ("fp32, padded to 256, labels to 10, batch 8, AdamW 3e-4", peers.tutorial(folder, prompts)),
-        AUTOCAST: (f"fp32 weights, bf16 autocast, {grouped}", peers.trainer(folder, prompts, autocast=True)),
-        LOADED: (f"bf16 weights, fp32 adapters, {grouped}", peers.trainer(folder, prompts, autocast=False)),
+        LOADED: (
+            f"{PRECISION} weights, fp32 adapters, {grouped}",
+            peers.trainer(folder, prompts, autocast=False, dtype=DTYPE),
+        ),
         OWN: (
-            "bf16 weights, fp32 adapters, flat tokens, batch 8, AdamW 3e-4",
-            contenders.training(folder, prompts),
+            f"{PRECISION} weights, fp32 adapters, flat tokens, batch 8, AdamW 3e-4",
+            contenders.training(folder, prompts, dtype=DTYPE),
         ),
     }
+    if PRECISION == "bf16":
+        autocast = peers.trainer(folder, prompts, autocast=True)
+        makers[AUTOCAST] = (f"fp32 weights, bf16 autocast, {grouped}", autocast)
     timings = interleave(
         [Contender(name, settings, run, check) for name, (settings, (run, check)) in makers.items()], bench.opts
     )
     by_name = {t.name: t for t in timings}
-    best = max((AUTOCAST, LOADED), key=lambda name: by_name[name].rate(reviews))
+    best = max({AUTOCAST, LOADED} & by_name.keys(), key=lambda name: by_name[name].rate(reviews))
     losses = [["loss of the first batch without dropout", "before", "after"]]
     losses += [[t.name, *[f"{loss:.3f}" for loss in t.checks]] for t in timings]
     own = by_name[OWN]

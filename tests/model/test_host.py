@@ -1,4 +1,4 @@
-"""Threads follow a container's quota downwards only; kernels of shapes that do not return are not kept."""
+"""Threads follow a container's quota downwards only; what is kept in memory; numbers too small to matter are zero."""
 
 import os
 import subprocess
@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from rxtone.model.base import native_bf16
 from rxtone.model.host import in_passing, prepare_host, quota_cores
 
 
@@ -45,9 +46,20 @@ def test_work_in_passing_has_a_thread_that_ends_and_its_error_is_raised() -> Non
         in_passing(lambda: int("no such"))
 
 
+def test_numbers_that_only_cost_time_are_zero_on_every_thread() -> None:
+    """Gradients below 1e-38 made training in fp32 a fifth slower on Intel's processors."""
+    code = (
+        "import torch; from rxtone.model.host import prepare_host\n"
+        "torch.set_num_threads(2); prepare_host()\n"
+        "print(int((torch.full((1 << 20,), 1e-30) * 1e-9).count_nonzero()))\n"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.split() == ["0"]
+
+
 @pytest.mark.skipif(
-    not torch.ops.mkldnn._is_mkldnn_bf16_supported() or not Path("/proc/self/status").exists(),
-    reason="other kernels than oneDNN's, or no count of memory",
+    not native_bf16(torch.device("cpu")) or not Path("/proc/self/status").exists(),
+    reason="smaller kernels without native bf16, or no count of memory",
 )
 @pytest.mark.parametrize(("arguments", "least", "most"), [("", 0, 150), ("shapes_return=True", 250, 1000)])
 def test_kernels_of_shapes_that_do_not_return_are_not_kept(arguments: str, least: int, most: int) -> None:
