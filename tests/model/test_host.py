@@ -1,4 +1,4 @@
-"""Threads follow a container's quota downwards only; what is kept in memory; numbers too small to matter are zero."""
+"""Threads follow a container's quota downwards only; kernels of shapes that do not return are not kept."""
 
 import os
 import subprocess
@@ -44,17 +44,6 @@ def test_work_in_passing_has_a_thread_that_ends_and_its_error_is_raised() -> Non
     assert not worker.is_alive()
     with pytest.raises(ValueError, match="no such"):
         in_passing(lambda: int("no such"))
-
-
-def test_numbers_that_only_cost_time_are_zero_on_every_thread() -> None:
-    """Gradients below 1e-38 made training in fp32 a fifth slower on Intel's processors."""
-    code = (
-        "import torch; from rxtone.model.host import prepare_host\n"
-        "torch.set_num_threads(2); prepare_host()\n"
-        "print(int((torch.full((1 << 20,), 1e-30) * 1e-9).count_nonzero()))\n"
-    )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert found.stdout.split() == ["0"]
 
 
 @pytest.mark.skipif(

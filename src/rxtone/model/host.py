@@ -32,15 +32,11 @@ def prepare_host(quota: Path = _QUOTA, *, shapes_return: bool = False) -> None:
       of each kind, half a megabyte apiece. Batches without padding hardly ever have a shape that was there before: a
       training that needs 0.8 GB grew to 2.5. The 64 that are kept now serve the layers of one batch. Who has set the
       caches' variables keeps them; they are read at the first operator.
-    * Numbers below 1e-38 count as zero. Attention that is sure of itself makes such gradients, and Intel's
-      processors take a hundred times as long over a product with one: a fifth of a training step in fp32. The
-      threads that torch makes later inherit this.
 
     Args:
         quota: The container's quota file (cgroup v2); nothing happens where it is absent.
         shapes_return: Whether shapes come again and kernels are to be kept: a server's, of one review at a time.
     """
-    torch.set_flush_denormal(True)
     for name in () if shapes_return else _KERNEL_CACHES:
         os.environ.setdefault(name, str(_KERNELS))
     allowed = quota_cores(quota)
