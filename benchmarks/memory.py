@@ -42,11 +42,10 @@ print(json.dumps(int(status["VmHWM"].split()[0]) * 1024))
 """
 NAMES = {
     "tutorial": "tutorial loop",
+    **({"autocast": "Seq2SeqTrainer, bf16 autocast"} if PRECISION == "bf16" else {}),
     "loaded": f"Seq2SeqTrainer, {PRECISION} base",
     "rxtone": "rxtone",
 }
-if PRECISION == "bf16":
-    NAMES["autocast"] = "Seq2SeqTrainer, bf16 autocast"
 
 
 def peak(code: str, *arguments: str) -> int:

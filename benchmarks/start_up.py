@@ -2,8 +2,8 @@
 
     python -m benchmarks.start_up [--size base] [--rounds 3]
 
-Every round starts a fresh interpreter per contender: import, load, one review. rxtone reads bf16 weights and
-runs its engine; the peer reads the same file through transformers and runs one decoder step.
+Every round starts a fresh interpreter per contender: import, load, one review. rxtone reads the
+weights and runs its engine; the peer reads the same file through transformers and runs one decoder step.
 """
 
 from __future__ import annotations
@@ -13,29 +13,29 @@ import subprocess
 import sys
 import time
 
-from benchmarks.common import base_folder, machine, options, table, write
+from benchmarks.common import DTYPE, PRECISION, base_folder, machine, options, table, write
 
 _CODE = {
     "transformers, one step": """
 import sys, torch
 from transformers import AutoModelForSeq2SeqLM
-model = AutoModelForSeq2SeqLM.from_pretrained(sys.argv[1], dtype=torch.bfloat16).eval()
+model = AutoModelForSeq2SeqLM.from_pretrained(sys.argv[1], dtype=getattr(torch, sys.argv[2])).eval()
 ids = torch.randint(2, 1000, (1, 160))
 with torch.inference_mode():
     start = torch.zeros(1, 1, dtype=torch.int64)
     model(input_ids=ids, decoder_input_ids=start, use_cache=False).logits[:, 0].argmax()
 """,
-    "rxtone bf16": """
+    f"rxtone {PRECISION}": """
 import sys, torch
 from transformers import AutoModelForSeq2SeqLM
 from rxtone.model.engine import Engine
-engine = Engine.plan(AutoModelForSeq2SeqLM.from_pretrained(sys.argv[1], dtype=torch.bfloat16).eval())
+engine = Engine.plan(AutoModelForSeq2SeqLM.from_pretrained(sys.argv[1], dtype=getattr(torch, sys.argv[2])).eval())
 ids = torch.randint(2, 1000, (160,))
 with torch.inference_mode():
     engine.label_scores(ids, [160], [(1465,), (7163,), (2841,)], with_eos=False).argmax()
 """,
 }
-_CODE["rxtone int8"] = _CODE["rxtone bf16"].replace(".eval())", ".eval()).int8()")
+_CODE["rxtone int8"] = _CODE[f"rxtone {PRECISION}"].replace(".eval())", ".eval()).int8()")
 
 
 def main() -> None:
@@ -45,8 +45,9 @@ def main() -> None:
     seconds: dict[str, list[float]] = {name: [] for name in _CODE}
     for _ in range(opts.rounds):
         for name, code in _CODE.items():
+            command = [sys.executable, "-c", code, str(folder), str(DTYPE).removeprefix("torch.")]
             start = time.perf_counter()
-            subprocess.run([sys.executable, "-c", code, str(folder)], check=True, capture_output=True)
+            subprocess.run(command, check=True, capture_output=True)
             seconds[name].append(time.perf_counter() - start)
     rows = [["contender", "median s", "min-max s"]]
     for name, taken in seconds.items():

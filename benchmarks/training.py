@@ -38,18 +38,16 @@ def main() -> None:
     grouped = "grouped by length, dynamic padding to 8, SDPA, batch 8, constant rate 3e-4"
     makers = {
         TUTORIAL: ("fp32, padded to 256, labels to 10, batch 8, AdamW 3e-4", peers.tutorial(folder, prompts)),
-        LOADED: (
-            f"{PRECISION} weights, fp32 adapters, {grouped}",
-            peers.trainer(folder, prompts, autocast=False, dtype=DTYPE),
-        ),
-        OWN: (
-            f"{PRECISION} weights, fp32 adapters, flat tokens, batch 8, AdamW 3e-4",
-            contenders.training(folder, prompts, dtype=DTYPE),
-        ),
     }
     if PRECISION == "bf16":
         autocast = peers.trainer(folder, prompts, autocast=True)
         makers[AUTOCAST] = (f"fp32 weights, bf16 autocast, {grouped}", autocast)
+    loaded = peers.trainer(folder, prompts, autocast=False, dtype=DTYPE)
+    makers[LOADED] = (f"{PRECISION} weights, fp32 adapters, {grouped}", loaded)
+    makers[OWN] = (
+        f"{PRECISION} weights, fp32 adapters, flat tokens, batch 8, AdamW 3e-4",
+        contenders.training(folder, prompts, dtype=DTYPE),
+    )
     timings = interleave(
         [Contender(name, settings, run, check) for name, (settings, (run, check)) in makers.items()], bench.opts
     )

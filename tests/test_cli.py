@@ -62,11 +62,13 @@ def test_evaluate_prints_json_for_scripts(call, tiny_run, tmp_path):
 
 def test_evaluate_fails_its_gate_after_it_has_printed_the_figures(call, tiny_run, tmp_path):
     table = write_tiny_table(tmp_path / "new.csv", n=30, seed=44)
+    with table.open("a") as file:  # one text with two ratings: nobody labels both right
+        file.write("10,great relief,no pain\n1,great relief,no pain\n")
     code, out, err = call("evaluate", tiny_run, table, "--json", "--min-macro-f1", "1")
     found = json.loads(out)["macro_f1"]
     assert found < 1
     assert (code, err.splitlines()[-1]) == (
-        4, f"error: macro-F1 {found:.4f} on 30 reviews is below --min-macro-f1 1.0"
+        4, f"error: macro-F1 {found:.4f} on 32 reviews is below --min-macro-f1 1.0"
     )  # fmt: skip
     code, again, _ = call("evaluate", tiny_run, table, "--json", "--min-macro-f1", found)
     assert (code, json.loads(again)["macro_f1"]) == (0, found)
