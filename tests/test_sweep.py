@@ -192,7 +192,7 @@ def test_settings_that_all_fail_end_the_study(tiny_base, tiny_table, tmp_path):
 def test_hopeless_settings_are_pruned_after_an_epoch(tiny_base, tiny_table, tmp_path):
     rates = [0.02, 0.019, 0.021, 0.018, 1e-9, 2e-9]
     searched = space(pruner="median", seed=27, parameters={"train.learning_rate": rates})  # the last two come last
-    events = list(sweep(searched, recipe(tiny_base, tiny_table), tmp_path / "study"))
+    events = list(sweep(searched, recipe(tiny_base, tiny_table, train={"seed": 7}), tmp_path / "study"))
     assert len([event for event in events if isinstance(event, TrialEnded)]) == 6
     table = pl.read_parquet(tmp_path / "study" / "trials.parquet")
     pruned = table.filter(pl.col("state") == "pruned")
