@@ -57,7 +57,7 @@ def test_int8_answers_like_the_run_itself(tiny_run: Path, tiny_table: Path) -> N
     change = precision_change(eight, own, reviews)
     assert change["reviews"] == 240
     assert 0 < change["mean"] < 0.005
-    assert change["largest"] < 0.1  # other seeds of the training give up to 0.18
+    assert change["largest"] < 0.1  # 0.04 at most with AVX512, AVX2 and neither; other seeds up to 0.18
     assert change["flips"] <= 1
     again = replan(eight.scorer)
     assert isinstance(again, Engine)
