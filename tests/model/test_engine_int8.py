@@ -104,6 +104,14 @@ def test_only_whole_row_maps_are_quantised_and_the_rest_is_shared() -> None:
     assert weights.encoder[0].attention.q.int8 is None
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_quantising_leaves_the_model_as_it_was(dtype: torch.dtype) -> None:
+    module = model(dtype)
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    assert isinstance(engine_of(module).int8(), Engine)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
+
+
 def test_adapters_and_double_precision_are_refused() -> None:
     adapted = engine_of(get_peft_model(model(), LoraConfig(r=2, target_modules=["q"]))).int8()
     assert adapted == Unsupported("an adapter is active; merge it first")

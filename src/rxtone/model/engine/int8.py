@@ -111,7 +111,7 @@ def _feed_forward(layer: FeedForward) -> FeedForward:
 
 
 def _linear(layer: Linear) -> Linear:
-    weight = layer.weight.detach().float()
+    weight = layer.weight.detach().to(torch.float32, copy=True)  # float() of fp32 is the weight itself
     scales = weight.abs().amax(1).clamp_(min=1e-12).div_(_LEVELS)
     codes = weight.div_(scales[:, None]).round_().to(torch.int8)
     packed = torch.ops.onednn.qlinear_prepack(codes, None)
