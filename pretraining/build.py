@@ -23,6 +23,7 @@ from pretraining.student import StudentShape, new_student
 from pretraining.teacher import hidden_states, load_teacher, teacher_folder
 from pretraining.transplant import transplant
 from pretraining.vocabulary import prune, save_tokenizer, teacher_ids
+from rxtone.model.host import prepare_host
 
 CORPUS = Path("../shared/data/pretraining")
 BATCH_TOKENS = 2048
@@ -141,6 +142,7 @@ def main() -> None:
     parser.add_argument("--positions", type=float, default=1.0, help="share of the teacher's position profile")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
+    prepare_host()
     torch.set_num_threads(arguments.threads)
     shop = prepare(arguments.out, arguments.corpus, StudentShape())
     stages = arguments.stages.split(",")

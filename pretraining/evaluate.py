@@ -23,6 +23,7 @@ from rxtone.data.splits import folds
 from rxtone.data.tables import read_table
 from rxtone.evaluation.baselines import TFIDF_FIELDS, fit_baselines
 from rxtone.loading import load, zero_shot
+from rxtone.model.host import prepare_host
 from rxtone.run import RunFolder
 from rxtone.seeds import with_seed, write_ensemble
 from rxtone.stats.bootstrap import bootstrap
@@ -174,6 +175,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/pretraining-evaluation"))
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
+    prepare_host()
     torch.set_num_threads(arguments.threads)
     recipe = load_recipe(arguments.recipe, [f"model.base={arguments.base}", "data.test=null", *arguments.set])
     rule = parse_rule(recipe.data.label.rule)

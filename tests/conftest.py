@@ -6,7 +6,7 @@ import sys
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,13 @@ from rxtone.cli import main
 from rxtone.config import Recipe, check_recipe
 
 torch.set_num_threads(1)  # the models are tiny, and tests run side by side
+
+
+@pytest.fixture(autouse=True)
+def _subnormal_numbers() -> Iterator[None]:
+    """Zero to a command's own process (`prepare_host`); here many share one, and hypothesis draws such numbers."""
+    yield
+    torch.set_flush_denormal(False)
 
 
 @pytest.fixture(scope="session")

@@ -12,19 +12,43 @@ from torch import Tensor, nn
 from transformers import T5Config, T5ForConditionalGeneration
 
 from rxtone.model.engine import Engine
-from rxtone.model.engine.dropout import DrawnMasks, Mask, MaskSource, TableMasks, threshold
+from rxtone.model.engine.dropout import DrawnMasks, Mask, MaskSource, TableMasks, attainable, threshold
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("rate", [0.05, 0.1, 0.25, 0.498, 0.5, 0.75, 0.9])
-def test_threshold_cuts_the_exact_share_of_all_bf16_patterns(rate: float) -> None:
+@pytest.fixture(params=[False, True], ids=["subnormal", "flushed"])
+def flushed(request: pytest.FixtureRequest) -> None:
+    """Whether subnormal numbers read as zero, as `prepare_host` has it."""
+    torch.set_flush_denormal(request.param)
+
+
+@pytest.mark.usefixtures("flushed")
+@pytest.mark.parametrize(
+    ("rate", "share"),
+    [(rate, rate) for rate in (0.05, 0.1, 0.25, 0.495, 0.5, 0.501, 0.75, 0.9)]
+    + [(0.497, 32513 / 65536), (0.498, 32513 / 65536), (0.499, 32769 / 65536), (0.4999, 32769 / 65536)],
+)
+def test_threshold_cuts_the_share_of_all_bf16_patterns(rate: float, share: float) -> None:
     """All 65,536 patterns, NaN and infinities included, through the kernel that masks."""
     patterns = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
-    kept = torch.ops.aten.threshold_backward(torch.ones_like(patterns), patterns, threshold(rate, torch.bfloat16))
-    assert abs(int((kept == 0).sum()) - round(rate * 2**16)) <= 1
+    own = attainable(rate, torch.bfloat16)
+    kept = torch.ops.aten.threshold_backward(torch.ones_like(patterns), patterns, threshold(own, torch.bfloat16))
+    assert int((kept == 0).sum()) == own * 2**16
+    assert abs(own - share) <= 2**-16
+
+
+@pytest.mark.usefixtures("flushed")
+@pytest.mark.parametrize(("rate", "share"), [(0.496, 0.496), (0.498, 0.49609375), (0.499, 0.5), (0.5, 0.5), (0.6, 0.6)])
+def test_threshold_cuts_the_share_of_fp32_numbers(rate: float, share: float) -> None:
+    """A million of the patterns, evenly spaced."""
+    patterns = torch.arange(-(2**31), 2**31, 4099).to(torch.int32).view(torch.float32)
+    own = attainable(rate, torch.float32)
+    kept = torch.ops.aten.threshold_backward(torch.ones_like(patterns), patterns, threshold(own, torch.float32))
+    assert abs(int((kept == 0).sum()) / len(patterns) - own) < 1e-5
+    assert own == pytest.approx(share, abs=1e-7)
 
 
 def test_threshold_of_one_in_ten_is_a_known_pattern() -> None:

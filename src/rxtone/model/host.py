@@ -32,6 +32,8 @@ def prepare_host(quota: Path = _QUOTA, *, shapes_return: bool = False) -> None:
       of each kind, half a megabyte apiece. Batches without padding hardly ever have a shape that was there before: a
       training that needs 0.8 GB grew to 2.5. The 64 that are kept now serve the layers of one batch. Who has set the
       caches' variables keeps them; they are read at the first operator.
+    * Numbers below 1e-38 are zero: Intel's processors take many times as long over them, and the gradient of peaked
+      attention is full of them. A training step of the bundled base on a Xeon takes a fifth less, with the same losses.
 
     Args:
         quota: The container's quota file (cgroup v2); nothing happens where it is absent.
@@ -39,6 +41,7 @@ def prepare_host(quota: Path = _QUOTA, *, shapes_return: bool = False) -> None:
     """
     for name in () if shapes_return else _KERNEL_CACHES:
         os.environ.setdefault(name, str(_KERNELS))
+    torch.set_flush_denormal(True)  # threads have it from the one that starts them, so before there are any
     allowed = quota_cores(quota)
     if allowed is not None and allowed < torch.get_num_threads():
         torch.set_num_threads(allowed)

@@ -15,8 +15,9 @@ which vectorises:
 An element is dropped where its bits, read as a floating-point number of the tensor's own width, lie at or
 below a threshold: one fused torch kernel (``threshold_backward``) reads value and bits and writes the masked
 value. The threshold is the number below which exactly round(p * 2**bits) of the 2**bits patterns lie, so p is
-exact to 2**-16 in bf16 and finer in fp32 and fp64. Masked values are not rescaled here: callers fold 1/(1-p)
-into a factor that they apply anyway.
+exact to 2**-16 in bf16 and finer in fp32 and fp64. No threshold is a subnormal number, which a processor may be
+told to read as zero (``prepare_host`` tells it): rates between 0.4961 and 0.5 become the nearer of the two. Masked
+values are not rescaled here: callers fold 1/(1-p) into a factor that they apply anyway.
 
 A GPU draws its random numbers in parallel, and what costs there is the number of kernels and not their
 arithmetic: torch's own fused dropout draws, masks and rescales in one, and a byte an element is kept.
@@ -36,11 +37,11 @@ _TABLE_WORDS = 1 << 17  # 64-bit words of a table: 1 MiB, so that the three tabl
 _TILE_WORDS = 1 << 16  # words masked at a time: 512 KiB, half of a core's second-level cache
 _ALIGNMENT = 8  # offsets are multiples of a cache line
 _MAX_RATE = 0.99
-_FORMATS = {  # dtype: bits of a number, bits pattern of infinity, integer and float codes of struct
-    torch.bfloat16: (16, 0x7F80, "H", ""),
-    torch.float16: (16, 0x7C00, "H", "e"),
-    torch.float32: (32, 0x7F800000, "I", "f"),
-    torch.float64: (64, 0x7FF0000000000000, "Q", "d"),
+_FORMATS = {  # dtype: bits of a number, those of its mantissa, pattern of infinity, integer and float codes of struct
+    torch.bfloat16: (16, 7, 0x7F80, "H", ""),
+    torch.float16: (16, 10, 0x7C00, "H", "e"),
+    torch.float32: (32, 23, 0x7F800000, "I", "f"),
+    torch.float64: (64, 52, 0x7FF0000000000000, "Q", "d"),
 }
 
 
@@ -125,6 +126,27 @@ def _check_rate(rate: float) -> None:
         raise ValueError(f"expected a dropout rate in [0, {_MAX_RATE}], got {rate}")
 
 
+def attainable(rate: float, dtype: torch.dtype) -> float:
+    """Find the share of bit patterns next to a rate that a threshold cuts off, whether or not subnormals read as zero.
+
+    Those of fp16 never do: processors widen fp16 to fp32, where they are normal.
+
+    Args:
+        rate: In (0, 0.99].
+        dtype: bfloat16, float16, float32 or float64.
+
+    Returns:
+        A multiple of 2**-bits.
+    """
+    bits, mantissa, infinity, _, _ = _FORMATS[dtype]
+    count = max(1, round(rate * (1 << bits)))
+    above = infinity + 1 + (1 << mantissa)  # minus infinity .. minus zero, and zero .. the largest subnormal number
+    below = above - (2 << mantissa)  # minus infinity .. the least normal number
+    if dtype is not torch.float16 and below < count < above:
+        count = below if count - below < above - count else above
+    return count / (1 << bits)
+
+
 def threshold(rate: float, dtype: torch.dtype) -> float:
     """Find the number at or below which a share of all bit patterns lies.
 
@@ -132,17 +154,16 @@ def threshold(rate: float, dtype: torch.dtype) -> float:
     counting from minus infinity upwards is counting patterns down from that of infinity.
 
     Args:
-        rate: The share of the patterns of ``dtype``, in [0, 0.99].
+        rate: What ``attainable`` gave.
         dtype: bfloat16, float16, float32 or float64.
 
     Returns:
         The largest number that is dropped (``-inf`` and rate 0 differ by one pattern: ask only for rate > 0).
     """
-    bits, infinity, integer_code, float_code = _FORMATS[dtype]
-    count = max(1, round(rate * 2**bits))
+    bits, _, infinity, integer_code, float_code = _FORMATS[dtype]
+    count = round(rate * (1 << bits))
     negatives = infinity + 1  # magnitudes 0 .. infinity
-    below_zero = count <= negatives
-    pattern = (infinity - count + 1) | (1 << (bits - 1)) if below_zero else max(0, count - negatives - 1)
+    pattern = (infinity - count + 1) | (1 << (bits - 1)) if count <= negatives else count - negatives - 1
     if dtype is torch.bfloat16:
         return float(struct.unpack("f", struct.pack("I", pattern << 16))[0])
     return float(struct.unpack(float_code, struct.pack(integer_code, pattern))[0])
@@ -173,6 +194,7 @@ class TableMasks:
         tiles = -(-words // _TILE_WORDS)
         steps = (_TABLE_WORDS - _TILE_WORDS) // _ALIGNMENT
         drawn = (self._generator.integers(0, steps, size=(tiles, 3)) * _ALIGNMENT).tolist()
+        rate = attainable(rate, dtype)
         return Mask(rate, 1.0 / (1.0 - rate), tuple((first, second, third) for first, second, third in drawn))
 
     def apply(self, values: Tensor, mask: Mask | None, *, in_place: bool = False) -> Tensor:
