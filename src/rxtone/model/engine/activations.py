@@ -35,7 +35,7 @@ def activate(x: Tensor, name: str) -> Tensor:
     """
     if not _by_sigmoid(x, name):
         return _activate(x, name)
-    return _in_tiles(lambda own: (_gelu(own),), x)[0]
+    return _in_tiles(_gelu, 1, x)[0]
 
 
 def activate_backward(grad: Tensor, x: Tensor, name: str) -> Tensor:
@@ -51,7 +51,11 @@ def activate_backward(grad: Tensor, x: Tensor, name: str) -> Tensor:
     """
     if not _by_sigmoid(x, name):
         return _activate_backward(grad, x, name)
-    return _in_tiles(lambda upper, own: (_gelu_and_slope(own)[1].mul_(upper),), grad, x)[0]
+
+    def slope(to: Tensor, upper: Tensor, own: Tensor) -> None:
+        torch.mul(_gelu_and_slope(own)[1], upper, out=to)
+
+    return _in_tiles(slope, 1, grad, x)[0]
 
 
 def gated(gate: Tensor, up: Tensor, name: str) -> Tensor:
@@ -67,7 +71,12 @@ def gated(gate: Tensor, up: Tensor, name: str) -> Tensor:
     """
     if not _by_sigmoid(gate, name):
         return _activate(gate, name).mul_(up)
-    return _in_tiles(lambda own, factor: (_gelu(own).mul_(factor),), gate, up)[0]
+
+    def product(to: Tensor, own: Tensor, factor: Tensor) -> None:
+        _gelu(to, own)
+        to.mul_(factor)
+
+    return _in_tiles(product, 1, gate, up)[0]
 
 
 def gated_backward(grad: Tensor, gate: Tensor, up: Tensor, name: str) -> tuple[Tensor, Tensor]:
@@ -86,33 +95,46 @@ def gated_backward(grad: Tensor, gate: Tensor, up: Tensor, name: str) -> tuple[T
         to_up = _activate(gate, name).mul_(grad)
         return _activate_backward(grad.mul_(up), gate, name), to_up
 
-    def both(upper: Tensor, own: Tensor, factor: Tensor) -> tuple[Tensor, ...]:
+    def both(to_gate: Tensor, to_up: Tensor, upper: Tensor, own: Tensor, factor: Tensor) -> None:
         value, slope = _gelu_and_slope(own)
-        return slope.mul_(upper).mul_(factor), value.mul_(upper)
+        torch.mul(slope.mul_(upper), factor, out=to_gate)
+        torch.mul(value, upper, out=to_up)
 
-    to_gate, to_up = _in_tiles(both, grad, gate, up)
-    return to_gate, to_up
+    for_gate, for_up = _in_tiles(both, 2, grad, gate, up)
+    return for_gate, for_up
 
 
-def _in_tiles(compute: Callable[..., tuple[Tensor, ...]], *values: Tensor) -> tuple[Tensor, ...]:
-    """Compute in fp32, some rows at a time, what concerns every element alone; results have the dtype of the values."""
+def _in_tiles(compute: Callable[..., None], count: int, *values: Tensor) -> tuple[Tensor, ...]:
+    """Compute in fp32, some rows at a time, what concerns every element alone.
+
+    Args:
+        compute: Writes its first ``count`` arguments, made of the others; all are fp32.
+        count: How many results there are.
+        *values: (rows, width) each.
+
+    Returns:
+        The results, of the dtype of the values.
+    """
     first = values[0]
+    results = tuple(torch.empty_like(first) for _ in range(count))
     step = max(1, _TILE // first.shape[1])
-    if len(first) <= step:
-        return tuple(out.to(first.dtype) for out in compute(*(value.float() for value in values)))
-    results: tuple[Tensor, ...] = ()
-    for start in range(0, len(first), step):
-        rows = slice(start, start + step)
-        parts = compute(*(value[rows].float() for value in values))
-        results = results or tuple(torch.empty_like(first) for _ in parts)
-        for result, part in zip(results, parts, strict=True):
-            result[rows] = part
+    rounded = first.dtype is not torch.float32
+    scratch = tuple(
+        first.new_empty(min(step, len(first)), first.shape[1], dtype=torch.float32) for _ in results if rounded
+    )
+    for tiles in zip(*(tensor.split(step) for tensor in (*results, *values)), strict=True):
+        own = tiles[:count]
+        wide = tuple(tile[: len(own[0])] for tile in scratch) or own
+        compute(*wide, *(tile.float() for tile in tiles[count:]))
+        for tile, made in zip(own, scratch and wide, strict=False):
+            tile.copy_(made)
     return results
 
 
-def _gelu(x: Tensor) -> Tensor:
+def _gelu(to: Tensor, x: Tensor) -> None:
     """Of fp32 values, which stay as they are."""
-    return x.square().mul_(_CUBIC).add_(_LINEAR).mul_(x).sigmoid_().mul_(x)
+    torch.square(x, out=to)
+    to.mul_(_CUBIC).add_(_LINEAR).mul_(x).sigmoid_().mul_(x)
 
 
 def _gelu_and_slope(x: Tensor) -> tuple[Tensor, Tensor]:
