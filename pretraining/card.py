@@ -16,13 +16,18 @@ reviews kept together, checkpoints chosen inside folds
 |---|---|---|---|
 {table}
 
-Paired difference of the tuned model from the linear baseline over all out-of-fold rows, with the 95% bootstrap
-interval: {ahead}.
+Paired difference from the linear baseline over all out-of-fold rows, with the 95% bootstrap interval:
+
+| | accuracy | macro-F1 | kappa |
+|---|---|---|---|
+{ahead}
+
 Ahead of the base without adapter in macro-F1 in {wins} of {folds} folds.
 
 {note}
 """
 
+_FIGURES = ("accuracy", "macro_f1", "kappa")
 _NAMES = {
     "tuned": "this base, LoRA",
     "tuned_argmax": "the same adapter, most probable label",
@@ -65,25 +70,32 @@ def curve_rows(stage: str, lines: Sequence[Mapping[str, Any]], loss: str, points
 
 def evaluation_text(summary: Mapping[str, Any], options: str, note: str = "") -> str:
     """The section on DrugLib train from what `pretraining.evaluate` wrote, and a note on how its recipe was found."""
+    alone = summary.get("alone_minus_tfidf", {})
+    names = dict(_NAMES)
+    if alone:
+        names["tuned"] += f", {len(alone)} seeds averaged"
+        names["tuned_argmax"] = names["tuned_argmax"].replace("adapter", "adapters")
+        names |= {name: f"{name.replace('-', ' ')} alone" for name in alone}
     table = []
-    for key, name in _NAMES.items():
+    for key, name in names.items():
         if key not in summary["mean_of_folds"]:
             continue
         mean, deviation = summary["mean_of_folds"][key], summary["sd_of_folds"][key]
-        cells = " | ".join(f"{mean[f]:.3f} ({deviation[f]:.3f})" for f in ("accuracy", "macro_f1", "kappa"))
+        cells = " | ".join(f"{mean[f]:.3f} ({deviation[f]:.3f})" for f in _FIGURES)
         table.append(f"| {name} | {cells} |")
-    ahead = ", ".join(
-        f"{name} {summary['tuned_minus']['tfidf'][key][0]:+.3f} "
-        f"({summary['tuned_minus']['tfidf'][key][1]:+.3f} to {summary['tuned_minus']['tfidf'][key][2]:+.3f})"
-        for key, name in (("accuracy", "accuracy"), ("macro_f1", "macro-F1"), ("kappa", "kappa"))
-    )
+    ahead = [
+        f"| {names[key]} | "
+        + " | ".join(f"{found[f][0]:+.3f} ({found[f][1]:+.3f} to {found[f][2]:+.3f})" for f in _FIGURES)
+        + " |"
+        for key, found in {"tuned": summary["tuned_minus"]["tfidf"], **alone}.items()
+    ]
     by_fold = summary["folds"]
     wins = sum(
         tuned["macro_f1"] > bare["macro_f1"] for tuned, bare in zip(by_fold["tuned"], by_fold["zero_shot"], strict=True)
     )
     return _EVALUATION.format(
-        rows=summary["rows"], folds=len(by_fold["tuned"]), options=options, table="\n".join(table), ahead=ahead,
-        wins=wins, note=note,
+        rows=summary["rows"], folds=len(by_fold["tuned"]), options=options, table="\n".join(table),
+        ahead="\n".join(ahead), wins=wins, note=note,
     )  # fmt: skip
 
 
@@ -106,9 +118,7 @@ def write_card(run: Path, folder: Path, evaluation: Path | None, options: str = 
     speeds = [line["tokens_per_second"] for line in (*distilled, *instructed) if "tokens_per_second" in line]
     speed = sum(speeds) / len(speeds)
     probes = [
-        f"| {title} | "
-        + " | ".join(f"{probe[f'zero_shot_{key}_{f}']:.3f}" for f in ("accuracy", "macro_f1", "kappa"))
-        + " |"
+        f"| {title} | " + " | ".join(f"{probe[f'zero_shot_{key}_{f}']:.3f}" for f in _FIGURES) + " |"
         for key, title in (("imdb", "IMDB (two labels occur)"), ("drugscom", "Drugs.com"))
     ]
     text = _TEMPLATE.read_text(encoding="utf-8").format(

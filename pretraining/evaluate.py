@@ -16,7 +16,6 @@ import torch
 from numpy.typing import NDArray
 
 import rxtone
-from rxtone.classifier import Classifier
 from rxtone.config import Recipe, load_recipe
 from rxtone.data.reviews import Review, parse_rule, read_reviews
 from rxtone.data.splits import folds
@@ -64,12 +63,6 @@ def ahead(truth: Indexes, first: Indexes, second: Indexes, n_labels: int) -> dic
     return found
 
 
-def answers(classifier: Classifier, reviews: list[Review]) -> Indexes:
-    """Index of the label that the classifier answers with, at its own operating point, (n,)."""
-    labels = classifier.labels
-    return np.array([labels.index(found.label) for found in classifier.predict(reviews)], dtype=np.int64)
-
-
 def run_fold(
     recipe: Recipe, frame: pl.DataFrame, reviews: list[Review], held_out: Indexes, folder: Path, seeds: int = 1
 ) -> tuple[dict[str, Indexes], Floats]:
@@ -109,13 +102,13 @@ def run_fold(
     tuned, untuned = load(folder) if seeds > 1 else next(iter(alone.values())), zero_shot(own)
     log_probs = tuned.score(judged).log_probs
     guesses = {
-        "tuned": answers(tuned, judged),
+        "tuned": tuned.policy.decide(log_probs).predicted,
         "tuned_argmax": log_probs.argmax(1),
         "zero_shot": untuned.score(judged).log_probs.argmax(1),
         "tfidf": linear,
     }
     if seeds > 1:
-        guesses |= {name: answers(classifier, judged) for name, classifier in alone.items()}
+        guesses |= {name: one.policy.decide(one.score(judged).log_probs).predicted for name, one in alone.items()}
     return guesses, log_probs
 
 
@@ -131,7 +124,7 @@ def summarise(
 
     Args:
         truth: True label indexes, (n,).
-        guesses: Out-of-fold predictions by contender, (n,) each; `tuned` is among them.
+        guesses: Out-of-fold predictions by contender, (n,) each: `tuned`, and with members of an ensemble `tfidf`.
         parts: Rows of each fold.
         labels: The labels.
 
@@ -157,6 +150,11 @@ def summarise(
             name: ahead(truth, guesses["tuned"], guess, len(labels))
             for name, guess in everyone.items()
             if name != "tuned"
+        },
+        "alone_minus_tfidf": {
+            name: ahead(truth, guess, everyone["tfidf"], len(labels))
+            for name, guess in everyone.items()
+            if name.startswith("seed-")
         },
     }  # fmt: skip
 

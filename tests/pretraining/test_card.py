@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from pretraining.card import curve_rows, evaluation_text, write_card
 
@@ -15,7 +16,7 @@ def test_curve_rows_average_stretches_of_the_log() -> None:
     ]
 
 
-def summary() -> dict[str, object]:
+def summary() -> dict[str, Any]:
     figures = {"accuracy": 0.8, "macro_f1": 0.6, "kappa": 0.5}
     everyone = ("tuned", "zero_shot", "tfidf", "majority")
     return {
@@ -33,7 +34,20 @@ def test_evaluation_names_rows_folds_and_intervals() -> None:
     assert "DrugLib train, 3,107 out-of-fold reviews in 5 of the five folds" in text
     assert "`python -m pretraining.evaluate --folds 5`" in text
     assert "| this base, LoRA | 0.800 (0.010) | 0.600 (0.010) | 0.500 (0.010) |" in text
-    assert "macro-F1 +0.030 (-0.010 to +0.070)" in text
+    difference = "+0.030 (-0.010 to +0.070)"
+    assert f"| this base, LoRA | {difference} | {difference} | {difference} |" in text
+    assert "alone" not in text
+
+
+def test_an_ensemble_stands_beside_each_of_its_members() -> None:
+    found = summary()
+    for part in ("mean_of_folds", "sd_of_folds"):
+        found[part] = {**found[part], **dict.fromkeys(("seed-0", "seed-1"), found[part]["tuned"])}
+    own = dict.fromkeys(("accuracy", "macro_f1", "kappa"), (0.01, -0.02, 0.04))
+    text = evaluation_text(found | {"alone_minus_tfidf": {"seed-0": own, "seed-1": own}}, "")
+    assert "| this base, LoRA, 2 seeds averaged | 0.800 (0.010)" in text
+    assert "| seed 1 alone | 0.800 (0.010) |" in text
+    assert "| seed 1 alone | +0.010 (-0.020 to +0.040) |" in text
 
 
 def test_card_is_written_from_the_logs(tmp_path: Path) -> None:

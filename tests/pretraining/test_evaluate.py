@@ -77,6 +77,7 @@ def test_the_command_runs_through_the_pipeline(
     assert summary["rows"] == 15
     single = {"tuned", "tuned_argmax", "zero_shot", "tfidf", "majority"}
     assert set(summary["all_rows"]) == (single if seeds == 1 else single | {"seed-42", "seed-43"})
+    assert set(summary["alone_minus_tfidf"]) == (set() if seeds == 1 else {"seed-42", "seed-43"})
     assert summary["all_rows"]["tfidf"]["accuracy"] == 1.0
     with np.load(tmp_path / "out" / "predictions.npz") as stored:
         assert stored["tuned"].shape == (15,)
