@@ -68,7 +68,7 @@ def test_kernels_of_shapes_that_do_not_return_are_not_kept(arguments: str, least
 
 
 def test_subnormal_numbers_are_zero_in_every_thread() -> None:
-    """A gradient full of them took a step on Intel a quarter longer."""
+    """Intel's processors are slow on them, and gradients of peaked attention are full of them."""
     code = (
         "import threading, torch; from rxtone.model.host import prepare_host\n"
         "prepare_host(); torch.set_num_threads(2)\n"

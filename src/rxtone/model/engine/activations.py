@@ -118,21 +118,23 @@ def _in_tiles(compute: Callable[..., None], count: int, *values: Tensor) -> tupl
     first = values[0]
     results = tuple(torch.empty_like(first) for _ in range(count))
     step = max(1, _TILE // first.shape[1])
-    rounded = first.dtype is not torch.float32
-    scratch = tuple(
-        first.new_empty(min(step, len(first)), first.shape[1], dtype=torch.float32) for _ in results if rounded
-    )
+    shape = (min(step, len(first)), first.shape[1])
+    # fp32 results are written where they belong; others are rounded once, from a tile that the cache still holds.
+    scratch = None if first.dtype is torch.float32 else [first.new_empty(shape, dtype=torch.float32) for _ in results]
     for tiles in zip(*(tensor.split(step) for tensor in (*results, *values)), strict=True):
-        own = tiles[:count]
-        wide = tuple(tile[: len(own[0])] for tile in scratch) or own
-        compute(*wide, *(tile.float() for tile in tiles[count:]))
-        for tile, made in zip(own, scratch and wide, strict=False):
+        own, read = tiles[:count], [tile.float() for tile in tiles[count:]]
+        if scratch is None:
+            compute(*own, *read)
+            continue
+        wide = [tile[: len(own[0])] for tile in scratch]
+        compute(*wide, *read)
+        for tile, made in zip(own, wide, strict=True):
             tile.copy_(made)
     return results
 
 
 def _gelu(to: Tensor, x: Tensor) -> None:
-    """Of fp32 values, which stay as they are."""
+    """Write that of fp32 values, which stay as they are, (rows, width) each."""
     torch.square(x, out=to)
     to.mul_(_CUBIC).add_(_LINEAR).mul_(x).sigmoid_().mul_(x)
 
