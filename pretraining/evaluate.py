@@ -2,6 +2,9 @@
 
 Folds keep repeated reviews together; each fold is tuned by the package's own pipeline, which chooses its checkpoint on
 a part of the fold's training rows. Figures are over out-of-fold rows.
+
+Finished runs in `--out` are read, not repeated. So processes can share the work, with `--threads 1` and `--only 0 2 4`
+the one, `--only 1 3` the other; then the command without `--only` judges on all folds.
 """
 
 import argparse
@@ -23,7 +26,7 @@ from rxtone.data.tables import read_table
 from rxtone.evaluation.baselines import TFIDF_FIELDS, fit_baselines
 from rxtone.loading import load, zero_shot
 from rxtone.model.host import prepare_host
-from rxtone.run import RunFolder
+from rxtone.run import RunFolder, atomic_path
 from rxtone.seeds import with_seed, write_ensemble
 from rxtone.stats.bootstrap import bootstrap
 from rxtone.stats.metrics import confusion_counts, metric_arrays
@@ -84,7 +87,8 @@ def run_fold(
     folder.mkdir(parents=True, exist_ok=True)
     table = folder / "train.parquet"
     if not table.exists():
-        frame[rest].write_parquet(table)
+        with atomic_path(table) as partial:  # another process may begin the same fold
+            frame[rest].write_parquet(partial)
     data = recipe.data.model_copy(update={"train": str(table), "test": None, "test_fraction": 0.0})
     quiet = recipe.evaluation.model_copy(update={"enabled": False})
     own = recipe.model_copy(update={"data": data, "evaluation": quiet})
@@ -169,10 +173,13 @@ def main() -> None:
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0, help="seed of the folds")
     parser.add_argument("--seeds", type=int, default=1, help="runs of a fold that answer together")
-    parser.add_argument("--only", type=int, default=None, help="run the first N folds and judge on them alone")
+    parser.add_argument("--only", type=int, nargs="+", help="folds, from 0, to run and to judge on; default all")
     parser.add_argument("--out", type=Path, default=Path("runs/pretraining-evaluation"))
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
+    chosen = sorted(set(range(arguments.folds) if arguments.only is None else arguments.only))
+    if not set(chosen) <= set(range(arguments.folds)):
+        parser.error(f"--only: expected folds from 0 to {arguments.folds - 1}, got {chosen}")
     prepare_host()
     torch.set_num_threads(arguments.threads)
     recipe = load_recipe(arguments.recipe, [f"model.base={arguments.base}", "data.test=null", *arguments.set])
@@ -180,10 +187,11 @@ def main() -> None:
     table = read_table(arguments.table)
     reviews = read_reviews(table, recipe.data.text_fields, recipe.data.label.column, rule)
     truth = np.array([rule.labels.index(str(review.label)) for review in reviews], dtype=np.int64)
-    parts = folds(reviews, arguments.folds, arguments.seed)[: arguments.only]
+    cut = folds(reviews, arguments.folds, arguments.seed)
+    parts = [cut[number] for number in chosen]
     guesses: dict[str, Indexes] = {}
     log_probs = np.full((len(truth), len(rule.labels)), np.nan)
-    for number, held_out in enumerate(parts):
+    for number, held_out in zip(chosen, parts, strict=True):
         found, log_probs[held_out] = run_fold(
             recipe, table.frame, reviews, held_out, arguments.out / f"fold-{number}", arguments.seeds
         )

@@ -112,12 +112,17 @@ def test_a_template_without_its_placeholder_is_refused():
         ("model.base=5", "a number or a date"),
         ("model.base=2024-01-01", "a number or a date"),
         ("model.base=no", "true or false"),
-        ("model.base=null", "nothing"),
     ],
 )
 def test_a_text_that_yaml_takes_for_something_else_wants_quotes(override, kind):
     key = override.partition("=")[0]
     with pytest.raises(RecipeError, match=f"{key}: expected a text, but YAML reads this value as {kind}; put it in qu"):
+        load_recipe("druglib", [override])
+
+
+@pytest.mark.parametrize("override", ["model.base=null", "model.base="])
+def test_a_text_that_is_missing_wants_one_and_no_quotes(override):
+    with pytest.raises(RecipeError, match=r"model\.base: expected a text, got nothing \(null\); give one, or take the"):
         load_recipe("druglib", [override])
 
 

@@ -462,7 +462,9 @@ def _describe(fault: Any) -> str:
     if not name:
         return str(fault["msg"]).removeprefix("Value error, ")
     if fault["type"] == "string_type":
-        kinds = {dict: "a mapping", list: "a list", bool: "true or false", type(None): "nothing"}
+        if fault["input"] is None:
+            return f"{name}: expected a text, got nothing (null); give one, or take the key out to have its default"
+        kinds = {dict: "a mapping", list: "a list", bool: "true or false"}
         kind = kinds.get(type(fault["input"]), "a number or a date")
         return f"{name}: expected a text, but YAML reads this value as {kind}; put it in quotes"
     reason = fault["msg"].removeprefix("Value error, ")

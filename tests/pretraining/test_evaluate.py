@@ -81,3 +81,12 @@ def test_the_command_runs_through_the_pipeline(
     assert summary["all_rows"]["tfidf"]["accuracy"] == 1.0
     with np.load(tmp_path / "out" / "predictions.npz") as stored:
         assert stored["tuned"].shape == (15,)
+    assert sorted(path.name for path in (tmp_path / "out").glob("fold-*")) == ["fold-1"]
+
+
+def test_a_fold_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.argv", ["evaluate", "--folds", "3", "--only", "0", "3"])
+    with pytest.raises(SystemExit) as refused:
+        main()
+    assert refused.value.code == 2
+    assert "--only: expected folds from 0 to 2, got [0, 3]" in capsys.readouterr().err
