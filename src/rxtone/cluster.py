@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from rxtone.errors import RunError
 from rxtone.model.host import prepare_host
 from rxtone.model.packed import PackedBase, pack_base, unpack_base
-from rxtone.ray_session import check_room, ray_session, slots
+from rxtone.ray_session import ATTEMPTS, WAIT_SECONDS, check_room, ray_session, slots
 from rxtone.study import Job, Study, beat, clear_trial, finish, next_job, report
 from rxtone.study_table import write_table
 from rxtone.sweep import Runner, failed
@@ -42,10 +42,6 @@ if TYPE_CHECKING:
     from rxtone.config import Recipe
     from rxtone.confirmation import FoldJob
     from rxtone.preparation import Prepared
-
-ATTEMPTS = 5
-"""Nodes that a trial may lose before it counts as failed: it may be what kills them."""
-WAIT_SECONDS = 5.0
 
 
 @contextlib.contextmanager

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 KNOCK_SECONDS = 10.0
+ATTEMPTS = 5
+"""Nodes or processes that one piece of work may lose before it counts as failed: it may be what kills them."""
+WAIT_SECONDS = 5.0
+"""Longest wait for a result before the cluster is looked at anew: nodes come and go."""
 _RESOURCES = (("CPU", "num_cpus"), ("GPU", "num_gpus"))
 
 

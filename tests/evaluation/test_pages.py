@@ -1,32 +1,14 @@
 """The pages of the audit and of drift: everything escaped, nothing that runs, the figures of the JSON."""
 
 import json
-from html.parser import HTMLParser
 
 import pytest
+from html_pages import HOSTILE, Page
 from tiny import tiny_values, write_tiny_table
 
 from rxtone.auditing import audit_recipe
 from rxtone.config import check_recipe
 from rxtone.evaluation.pages import render_audit, render_drift
-
-HOSTILE = "</title></style><script>alert(1)</script><img src=x onerror=alert(1)>'\"{{ 7*7 }}"
-
-
-class Page(HTMLParser):
-    """Collects what a browser would act on."""
-
-    def __init__(self, html):
-        super().__init__()
-        self.tags, self.attributes, self.text = set(), [], ""
-        self.feed(html)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.add(tag)
-        self.attributes += attrs
-
-    def handle_data(self, data):
-        self.text += data
 
 
 def inert(html: str) -> Page:

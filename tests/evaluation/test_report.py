@@ -2,10 +2,10 @@ import copy
 import itertools
 import re
 from dataclasses import dataclass
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from html_pages import HOSTILE, Page
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jinja2 import UndefinedError
@@ -29,24 +29,6 @@ from rxtone.evaluation.report import (
 from rxtone.stats.metrics import classification_metrics
 from rxtone.stats.operating import ordinal_cost
 from rxtone.stats.policy import fit_policy
-
-HOSTILE = "</title></style><script>alert(1)</script><img src=x onerror=alert(1)>'\"{{ 7*7 }}"
-
-
-class Page(HTMLParser):
-    """Collects what a browser would act on."""
-
-    def __init__(self, html):
-        super().__init__()
-        self.tags, self.attributes, self.text = set(), [], ""
-        self.feed(html)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.add(tag)
-        self.attributes += attrs
-
-    def handle_data(self, data):
-        self.text += data
 
 
 def context(labels=("positive", "neutral", "negative"), text="runs/first"):

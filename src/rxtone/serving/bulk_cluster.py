@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from rxtone.errors import RunError
 from rxtone.model.host import prepare_host
-from rxtone.ray_session import check_room, ray_session, slots
+from rxtone.ray_session import ATTEMPTS, WAIT_SECONDS, check_room, ray_session, slots
 from rxtone.serving.bulk_labels import Ask, Runner, Work, label_frame
 from rxtone.serving.bulk_packed import PackedClassifier, pack_classifier, unpack_classifier
 
@@ -31,11 +31,8 @@ if TYPE_CHECKING:
 
     from rxtone.classifier import Classifier, Prediction
 
-ATTEMPTS = 5
-"""Processes that a chunk may lose before the job stops: it may be what kills them."""
 IN_HAND = 2
 """Chunks that a process has: one that it labels, and one that waits, so that it need not. Memory is bounded by it."""
-WAIT_SECONDS = 5.0
 
 
 @contextlib.contextmanager
