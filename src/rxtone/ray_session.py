@@ -41,10 +41,12 @@ def ray_session(address: str | None) -> Iterator[None]:
         msg = "--engine ray: ray is not installed; install rxtone[cluster]"
         raise RecipeError(msg) from None
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster started here reports to nobody
+    # Ray's own order: what `auto` finds, the variable names; without it, whatever runs on this machine.
+    named = (os.environ.get("RAY_ADDRESS") if address == "auto" else address) or ""
     here = not ray.is_initialized()
     if here:
         try:
-            _knock(address)
+            _knock(named)
             dashboard = False if address is None else None  # a cluster that stands has its own
             # "local": without an address Ray would join any cluster that it finds on this machine.
             ray.init(
@@ -53,7 +55,8 @@ def ray_session(address: str | None) -> Iterator[None]:
             )  # fmt: skip
         except (OSError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:300]
-            msg = f"--address {address}: the cluster cannot be reached: {reason}"
+            found = f" (RAY_ADDRESS={named})" if address == "auto" and named else ""
+            msg = f"--address {address}{found}: the cluster cannot be reached: {reason}"
             raise RecipeError(msg) from None
     try:
         yield
@@ -101,8 +104,8 @@ def check_room(options: Mapping[str, float], address: str | None) -> None:
     logging.getLogger("rxtone.ray").warning("%s: no node of the cluster has so much; waiting for one", asked)
 
 
-def _knock(address: str | None) -> None:
+def _knock(address: str) -> None:
     """Fail at once where nobody listens: Ray would try for minutes."""
-    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    host, _, port = address.removeprefix("ray://").rpartition(":")
     if host and port.isdecimal():
         socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_SECONDS).close()

@@ -264,16 +264,18 @@ def test_more_than_this_machine_has_is_refused(monkeypatch):
         pass
 
 
-def test_a_cluster_that_is_not_there_is_told_soon(call, tiny_run, table, tmp_path):
+@pytest.mark.parametrize("by_variable", [False, True])
+def test_a_cluster_that_is_not_there_is_told_soon(call, tiny_run, table, tmp_path, monkeypatch, by_variable):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
+        if by_variable:
+            monkeypatch.setenv("RAY_ADDRESS", address)
+        asked, shown = ("auto", f"auto (RAY_ADDRESS={address})") if by_variable else (address, address)
         started = time.monotonic()
-        code, _, err = call(
-            "predict", tiny_run, table, "-o", tmp_path / "o.csv", "--engine", "ray", "--address", address
-        )
+        code, _, err = call("predict", tiny_run, table, "-o", tmp_path / "o.csv", "--engine", "ray", "--address", asked)
     assert code == 2
-    assert err.startswith(f"error: --address {address}: the cluster cannot be reached: ")
+    assert err.startswith(f"error: --address {shown}: the cluster cannot be reached: ")
     assert err.count("\n") == 1
     assert time.monotonic() - started < 20
 
