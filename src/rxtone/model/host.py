@@ -33,7 +33,7 @@ def prepare_host(quota: Path = _QUOTA, *, shapes_return: bool = False) -> None:
       training that needs 0.8 GB grew to 2.5. The 64 that are kept now serve the layers of one batch. Who has set the
       caches' variables keeps them; they are read at the first operator.
     * Numbers below 1e-38 are zero: Intel's processors take many times as long over them, and the gradient of peaked
-      attention is full of them. Beside the rounding of fp32 they change nothing.
+      attention is full of them. What they add is below the rounding of fp32 and moves a run no more than that does.
 
     Args:
         quota: The container's quota file (cgroup v2); nothing happens where it is absent.
